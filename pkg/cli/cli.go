@@ -1,0 +1,210 @@
+// Package cli is what the command lines of all filters have in common: flags,
+// usage text, -n, -version, arguments from files, signals, and a log that never
+// makes its caller wait.
+//
+//	func run(args []string, stdout, stderr io.Writer) int {
+//		f := cli.New(cli.Options{Name: "filter-x", Synopsis: []string{"[flags] list..."}, Args: true})
+//		n := f.Int("blockAt", 0, "refuse from score `N` on, 0 is off")
+//		if err := f.Parse(args); err != nil {
+//			return f.Exit(err, stdout, stderr)
+//		}
+//		log, flush := cli.Logger(stderr, f.Verbose)
+//		defer flush()
+//		...
+//	}
+//
+//	func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+//
+// Nothing here ends the process. Before the filter runs, main prints what is
+// wrong and returns 1; later nothing is wrong enough.
+package cli
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"text/tabwriter"
+	"time"
+)
+
+// ErrVersion is returned by Parse for -version; -h gives flag.ErrHelp.
+var ErrVersion = errors.New("version asked for")
+
+// Options say which of the common flags there are. Always there are -n, -v,
+// -version and -h.
+type Options struct {
+	Name     string   // of the program
+	Synopsis []string // what follows the name, one for each form of the command; default "[flags]"
+	Args     bool     // arguments may follow the flags
+
+	DryRun   bool          // -dryRun
+	Metrics  bool          // -metrics FILE
+	Resolver bool          // -resolver ADDRESS,...
+	Timeout  time.Duration // default of -timeout, which is 10ms to 5m; 0: no such flag
+}
+
+// Flags is a flag set that has the common flags. A program adds its own before
+// it calls Parse.
+type Flags struct {
+	*flag.FlagSet
+
+	CheckOnly bool   // -n
+	Verbose   bool   // -v
+	DryRun    bool   // -dryRun
+	Metrics   string // -metrics, "" for none
+	Resolver  string // -resolver, "" for the system's
+	Timeout   Duration
+
+	version bool
+	opts    Options
+}
+
+// New returns a flag set with the common flags that are asked for.
+func New(o Options) *Flags {
+	f := &Flags{FlagSet: flag.NewFlagSet(o.Name, flag.ContinueOnError), opts: o}
+	f.SetOutput(io.Discard) // errors are returned, and Exit prints them
+	f.BoolVar(&f.CheckOnly, "n", false, "check the configuration, print what is in force, and exit")
+	f.BoolVar(&f.Verbose, "v", false, "log more")
+	f.BoolVar(&f.version, "version", false, "print the version and exit")
+	if o.DryRun {
+		f.BoolVar(&f.DryRun, "dryRun", false, "decide and log, but let everything pass")
+	}
+	if o.Metrics {
+		f.StringVar(&f.Metrics, "metrics", "", "write counters to `FILE` every 15s, as Prometheus text")
+	}
+	if o.Resolver {
+		f.StringVar(&f.Resolver, "resolver", "", "ask the DNS servers `ADDRESS,...`, each with an optional :port, instead of those of /etc/resolv.conf")
+	}
+	if o.Timeout != 0 {
+		f.Timeout = Duration{Value: o.Timeout, Min: 10 * time.Millisecond, Max: 5 * time.Minute}
+		f.Var(&f.Timeout, "timeout", "decide without the answers that take longer than `TIME`")
+	}
+	return f
+}
+
+// Parse reads the command line without the program's name. Its errors are for
+// Exit: flag.ErrHelp, ErrVersion, or what is wrong, in words.
+func (f *Flags) Parse(args []string) error {
+	if err := f.FlagSet.Parse(args); err != nil {
+		return err
+	}
+	if f.version {
+		return ErrVersion
+	}
+	if f.NArg() > 0 && !f.opts.Args {
+		return fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	return nil
+}
+
+// Exit prints what an error calls for and returns the exit status: 0 for no
+// error, -h and -version, else 1, with a line on stderr for each line of the
+// error.
+func (f *Flags) Exit(err error, stdout, stderr io.Writer) int {
+	switch {
+	case err == nil:
+	case errors.Is(err, flag.ErrHelp):
+		f.Usage(stdout)
+	case errors.Is(err, ErrVersion):
+		fmt.Fprintf(stdout, "%s %s (%s, %s/%s)\n", f.Name(), Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	default:
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintf(stderr, "%s: %s\n", f.Name(), line)
+		}
+		return 1
+	}
+	return 0
+}
+
+// Usage writes the synopsis and all flags with their defaults, sorted by name.
+func (f *Flags) Usage(w io.Writer) {
+	forms := f.opts.Synopsis
+	if forms == nil {
+		forms = []string{"[flags]"}
+	}
+	for i, s := range forms {
+		fmt.Fprintf(w, "%-6s %s %s\n", []string{"usage:", ""}[min(i, 1)], f.Name(), s)
+	}
+	fmt.Fprintln(w)
+	times := false
+	f.VisitAll(func(fl *flag.Flag) {
+		operand, text := flag.UnquoteUsage(fl)
+		if _, ok := fl.Value.(*Duration); ok {
+			times = true
+			if operand == "value" {
+				operand = "TIME"
+			}
+		}
+		if fl.DefValue != "" && fl.DefValue != "false" {
+			text += " (default " + fl.DefValue + ")"
+		}
+		name := strings.TrimSpace("-" + fl.Name + " " + operand)
+		if len(name) >= indent-2 {
+			fmt.Fprintf(w, "  %s\n", name)
+			name = ""
+		}
+		wrap(w, name, text)
+	})
+	if times {
+		fmt.Fprintf(w, "\nA TIME is 5s, 1h30m, 30d, or a number of seconds.\n")
+	}
+}
+
+const indent = 22 // of the text beside the flags
+
+// Wrap writes name and text side by side, within 80 columns.
+func wrap(w io.Writer, name, text string) {
+	line := fmt.Sprintf("  %-*s", indent-3, name)
+	used := false
+	for word := range strings.FieldsSeq(text) {
+		if used && len(line)+1+len(word) > 80 {
+			fmt.Fprintln(w, line)
+			line = strings.Repeat(" ", indent-1)
+		}
+		line += " " + word
+		used = true
+	}
+	fmt.Fprintln(w, line)
+}
+
+// Print writes the configuration in force for -n: each flag with its value, one
+// a line, then the extra lines of the program, each a name and a value, such as
+// a file and how many entries it has. Values are shown as they are: a flag that
+// holds a secret has a String method that hides it.
+func (f *Flags) Print(w io.Writer, extra ...[2]string) {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	row := func(name, value string) {
+		if value == "" || !plain(value) {
+			value = fmt.Sprintf("%+q", value)
+		}
+		fmt.Fprintf(tw, "%s\t%s\n", name, value)
+	}
+	f.VisitAll(func(fl *flag.Flag) {
+		if fl.Name != "n" && fl.Name != "version" {
+			row("-"+fl.Name, fl.Value.String())
+		}
+	})
+	for _, e := range extra {
+		row(e[0], e[1])
+	}
+	tw.Flush()
+}
+
+var version string // set with -ldflags "-X opensmtpd-filters/pkg/cli.version=1.0"
+
+// Version returns the version the program was linked with, or else the one the
+// Go tool recorded, or "devel".
+func Version() string {
+	if version != "" {
+		return version
+	}
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
+		return "devel"
+	}
+	return info.Main.Version
+}

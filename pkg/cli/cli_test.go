@@ -1,0 +1,266 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+func newFlags() (*Flags, *Strings) {
+	f := New(Options{
+		Name:     "filter-x",
+		Synopsis: []string{"[flags] list...", "[flags] -check ADDRESS list..."},
+		Args:     true, DryRun: true, Metrics: true, Resolver: true, Timeout: 2 * time.Second,
+	})
+	f.Int("blockAt", 0, "refuse from score `N` on, 0 is off")
+	f.Var(&Duration{Value: 36 * 24 * time.Hour}, "whiteexp", "life of a pass record")
+	f.String("reply", "550 no", "refuse with `TEXT`")
+	var allow Strings
+	f.Var(&allow, "allowSenders", "`FILE` of senders, repeatable")
+	return f, &allow
+}
+
+func TestParse(t *testing.T) {
+	for _, tt := range []struct{ args, want string }{
+		{"", ""},
+		{"-n -v -dryRun -metrics /m -resolver ::1,127.0.0.1:53 -timeout 5 zone", ""},
+		{"-allowSenders a -allowSenders b", ""},
+		{"-h", flag.ErrHelp.Error()},
+		{"-help", flag.ErrHelp.Error()},
+		{"-version", ErrVersion.Error()},
+		{"-blockat 3", "flag provided but not defined: -blockat"},
+		{"-blockAt", "flag needs an argument: -blockAt"},
+		{"-blockAt x", `invalid value "x" for flag -blockAt: parse error`},
+		{"-timeout 1ms", `invalid value "1ms" for flag -timeout: less than 10ms`},
+		{"-timeout 1h", `invalid value "1h" for flag -timeout: more than 5m`},
+		{"-timeout soon", `invalid value "soon" for flag -timeout: not a time such as 5s, 1h30m, 30d or 300 (seconds)`},
+	} {
+		f, _ := newFlags()
+		if err := f.Parse(strings.Fields(tt.args)); fmt.Sprint(err) != tt.want && (err != nil || tt.want != "") {
+			t.Errorf("%s: error %v, want %s", tt.args, err, tt.want)
+		}
+	}
+	f, allow := newFlags()
+	if err := f.Parse(strings.Fields("-n -v -dryRun -metrics /m -resolver ::1 -timeout 5 -allowSenders a -allowSenders b zone")); err != nil {
+		t.Fatal(err)
+	}
+	if !f.CheckOnly || !f.Verbose || !f.DryRun || f.Metrics != "/m" || f.Resolver != "::1" || f.Timeout.Value != 5*time.Second {
+		t.Errorf("common flags: %+v", f)
+	}
+	if allow.String() != "a, b" || f.Arg(0) != "zone" {
+		t.Errorf("flag %v, argument %q", allow, f.Arg(0))
+	}
+
+	f = New(Options{Name: "filter-y"})
+	if err := f.Parse([]string{"stray"}); err == nil || err.Error() != `unexpected argument "stray"` {
+		t.Errorf("stray argument: %v", err)
+	}
+	for _, name := range []string{"dryRun", "metrics", "resolver", "timeout"} {
+		if f.Lookup(name) != nil {
+			t.Errorf("-%s was not asked for", name)
+		}
+	}
+}
+
+func TestExit(t *testing.T) {
+	f, _ := newFlags()
+	for _, tt := range []struct {
+		err         error
+		status      int
+		out, stderr string // prefixes
+	}{
+		{nil, 0, "", ""},
+		{flag.ErrHelp, 0, "usage: filter-x [flags] list...\n       filter-x [flags] -check ADDRESS list...\n\n", ""},
+		{ErrVersion, 0, "filter-x " + Version() + " (go", ""},
+		{errors.Join(errors.New("one"), errors.New("two")), 1, "", "filter-x: one\nfilter-x: two\n"},
+	} {
+		var out, stderr strings.Builder
+		status := f.Exit(tt.err, &out, &stderr)
+		if status != tt.status || !strings.HasPrefix(out.String(), tt.out) || !strings.HasPrefix(stderr.String(), tt.stderr) ||
+			(out.Len() == 0) != (tt.out == "") || (stderr.Len() == 0) != (tt.stderr == "") {
+			t.Errorf("%v: status %d, stdout %q, stderr %q", tt.err, status, &out, &stderr)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	f, _ := newFlags()
+	var out strings.Builder
+	f.Usage(&out)
+	want := `usage: filter-x [flags] list...
+       filter-x [flags] -check ADDRESS list...
+
+  -allowSenders FILE  FILE of senders, repeatable
+  -blockAt N          refuse from score N on, 0 is off (default 0)
+  -dryRun             decide and log, but let everything pass
+  -metrics FILE       write counters to FILE every 15s, as Prometheus text
+  -n                  check the configuration, print what is in force, and exit
+  -reply TEXT         refuse with TEXT (default 550 no)
+  -resolver ADDRESS,...
+                      ask the DNS servers ADDRESS,..., each with an optional
+                      :port, instead of those of /etc/resolv.conf
+  -timeout TIME       decide without the answers that take longer than TIME
+                      (default 2s)
+  -v                  log more
+  -version            print the version and exit
+  -whiteexp TIME      life of a pass record (default 36d)
+
+A TIME is 5s, 1h30m, 30d, or a number of seconds.
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &out, want)
+	}
+}
+
+func TestPrint(t *testing.T) {
+	f, _ := newFlags()
+	if err := f.Parse([]string{"-n", "-timeout", "90", "-reply", "550 è\n"}); err != nil {
+		t.Fatal(err)
+	}
+	var out strings.Builder
+	f.Print(&out, [2]string{"/etc/mail/allow", "17 entries"})
+	want := `-allowSenders    ""
+-blockAt         0
+-dryRun          false
+-metrics         ""
+-reply           "550 \u00e8\n"
+-resolver        ""
+-timeout         1m30s
+-v               false
+-whiteexp        36d
+/etc/mail/allow  17 entries
+`
+	if out.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", &out, want)
+	}
+}
+
+func TestParseDuration(t *testing.T) {
+	const day = 24 * time.Hour
+	for _, tt := range []struct {
+		in   string
+		want time.Duration // -1: an error
+		out  string
+	}{
+		{"5s", 5 * time.Second, "5s"},
+		{"300", 300 * time.Second, "5m"},
+		{"0", 0, "0s"},
+		{"1h30m", 90 * time.Minute, "1h30m"},
+		{"1m30s", 90 * time.Second, "1m30s"},
+		{"1h5s", time.Hour + 5*time.Second, "1h0m5s"},
+		{"1.5s", 1500 * time.Millisecond, "1.5s"},
+		{"30d", 30 * day, "30d"},
+		{"36h", 36 * time.Hour, "1d12h"},
+		{"1d12h", 36 * time.Hour, "1d12h"},
+		{"0d", 0, "0s"},
+		{"36500d", 36500 * day, "36500d"},
+		{in: "", want: -1},
+		{in: "d", want: -1},
+		{in: "-5s", want: -1},
+		{in: "-5", want: -1},
+		{in: "-1d", want: -1},
+		{in: "1d-1h", want: -1},
+		{in: "1.5", want: -1},
+		{in: "1.5d", want: -1},
+		{in: "30 d", want: -1},
+		{in: "1w", want: -1},
+		{in: "1d1d", want: -1},
+		{in: "36501d", want: -1},
+		{in: "36500d2562047h", want: -1},
+		{in: "99999999999999999999", want: -1},
+		{in: "4294967296", want: -1},
+	} {
+		d, err := ParseDuration(tt.in)
+		if tt.want == -1 {
+			if err == nil {
+				t.Errorf("%q: got %v, want an error", tt.in, d)
+			}
+		} else if err != nil || d != tt.want || format(d) != tt.out {
+			t.Errorf("%q: got %v (%s), %v, want %v (%s)", tt.in, d, format(d), err, tt.want, tt.out)
+		}
+	}
+}
+
+func FuzzParseDuration(f *testing.F) {
+	for _, s := range []string{"1d12h", "300", "1h0m0.5s", "36500d2562047h47m16.854775807s"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		d, err := ParseDuration(s)
+		if err != nil {
+			return
+		}
+		if d < 0 {
+			t.Errorf("%q is %v", s, d)
+		}
+		// A time of more than maxDays, written in hours, is not read back.
+		if e, err := ParseDuration(format(d)); d <= 36500*24*time.Hour && (err != nil || e != d) {
+			t.Errorf("%q is %v, written %q, read as %v, %v", s, d, format(d), e, err)
+		}
+	})
+}
+
+func TestExpandArgs(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name, text string) string {
+		p := filepath.Join(dir, name)
+		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return "@" + p
+	}
+	lists := path("lists", "\ufeff# lists\r\n\r\n  zen.example=127.0.0.[2..11]*3 # three\r\nkey#1.example\n\tb.example\t#x")
+	bad := path("bad", "a\n@other\n")
+	huge := path("huge", strings.Repeat("#", maxArgFile+1))
+	for _, tt := range []struct {
+		args []string
+		want string
+		err  string
+	}{
+		{nil, "[]", "<nil>"},
+		{[]string{"a", lists, "z*-2"}, "[{a } {zen.example=127.0.0.[2..11]*3 DIR/lists:3} {key#1.example DIR/lists:4} {b.example DIR/lists:5} {z*-2 }]", "<nil>"},
+		{[]string{"a", "-junkAt", "3"}, "[{a } {3 }]", "-junkAt: flags come before the arguments"},
+		{[]string{bad, "@" + dir + "/none"}, "[{a DIR/bad:1}]", "DIR/bad:2: a file cannot name another\nopen DIR/none: no such file or directory"},
+		{[]string{huge}, "[]", "DIR/huge: larger than 1 MB"},
+		{[]string{"@" + dir}, "[]", "read DIR: is a directory"},
+	} {
+		args, err := ExpandArgs(tt.args)
+		got := strings.ReplaceAll(fmt.Sprint(args), dir, "DIR")
+		gotErr := strings.ReplaceAll(fmt.Sprint(err), dir, "DIR")
+		if got != tt.want || gotErr != tt.err {
+			t.Errorf("%q: got %s, %s, want %s, %s", tt.args, got, gotErr, tt.want, tt.err)
+		}
+	}
+}
+
+func TestSignals(t *testing.T) {
+	ctx, hup, stop := Signals(t.Context())
+	defer signal.Reset(syscall.SIGPIPE)
+	defer stop()
+	if !signal.Ignored(syscall.SIGPIPE) {
+		t.Error("SIGPIPE is not ignored")
+	}
+	for range 3 {
+		syscall.Kill(os.Getpid(), syscall.SIGHUP)
+	}
+	<-hup
+	if ctx.Err() != nil {
+		t.Error("SIGHUP ends the context")
+	}
+	syscall.Kill(os.Getpid(), syscall.SIGTERM)
+	<-ctx.Done()
+
+	parent, cancel := context.WithCancel(t.Context())
+	ctx, _, stop = Signals(parent)
+	defer stop()
+	cancel()
+	<-ctx.Done()
+}

@@ -1,0 +1,243 @@
+package reload
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+)
+
+type words []string
+
+func (w words) Len() int { return len(w) }
+
+// Parse takes a word a line; one in capitals is bad.
+func parse(r io.Reader, name string) (words, []error) {
+	var w words
+	var errs []error
+	sc := bufio.NewScanner(r)
+	for n := 1; sc.Scan(); n++ {
+		if s := sc.Text(); s != strings.ToLower(s) {
+			errs = append(errs, fmt.Errorf("%s:%d: %s is loud", name, n, s))
+		} else if s != "" {
+			w = append(w, s)
+		}
+	}
+	return w, errs
+}
+
+func merge(ws ...words) words { return slices.Concat(ws...) }
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestOpen(t *testing.T) {
+	dir := t.TempDir()
+	path := func(name string) string { return filepath.Join(dir, name) }
+	write(t, path("good"), "a\nb\n")
+	write(t, path("mixed"), "c\nLOUD\n")
+	write(t, path("invalid"), "LOUD\nLOUDER\n")
+	write(t, path("empty"), "")
+	write(t, path("huge"), "a\n")
+	if err := os.Truncate(path("huge"), MaxSize+1); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Mkfifo(path("pipe"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		files string
+		want  string // the words, or the error
+		bad   int
+	}{
+		{"", "[]", 0},
+		{"good", "[a b]", 0},
+		{"empty", "[]", 0},
+		{"mixed", "[c]", 1},
+		{"mixed good mixed", "[c a b c]", 2},
+		{"invalid", "no valid line, the first: DIR/invalid:1: LOUD is loud", 0},
+		{"none", "open DIR/none: no such file or directory", 0},
+		{"pipe", "DIR/pipe: not a regular file", 0},
+		{".", "DIR: not a regular file", 0},
+		{"huge", "DIR/huge: larger than 64 MB", 0},
+		{"good none pipe", "open DIR/none: no such file or directory\nDIR/pipe: not a regular file", 0},
+	} {
+		o := Options[words]{Parse: parse, Merge: merge}
+		for _, name := range strings.Fields(tt.files) {
+			o.Paths = append(o.Paths, path(name))
+		}
+		f, err := Open(o)
+		got := fmt.Sprint(f.Value())
+		if err != nil {
+			got = strings.ReplaceAll(err.Error(), dir, "DIR")
+		}
+		if got != tt.want || len(f.Bad()) != tt.bad {
+			t.Errorf("%s: got %s, %d bad, want %s, %d", tt.files, got, len(f.Bad()), tt.want, tt.bad)
+		}
+	}
+	if _, err := Open(Options[words]{Paths: []string{path("good"), path("mixed")}, Parse: parse}); err == nil {
+		t.Error("two files without Merge")
+	}
+	var none *File[words]
+	none.Reload()
+	none.Watch(t.Context())
+}
+
+func TestLimited(t *testing.T) {
+	for _, tt := range []struct {
+		size int
+		left int64
+		ok   bool
+	}{{10, 10, true}, {11, 10, false}, {0, 0, true}} {
+		l := &limited{r: strings.NewReader(strings.Repeat("x", tt.size)), left: tt.left}
+		_, err := io.Copy(io.Discard, l)
+		if (err == nil) != tt.ok || (l.err == nil) != tt.ok {
+			t.Errorf("%+v: %v, %v", tt, err, l.err)
+		}
+	}
+	bad := errors.New("input/output error")
+	l := &limited{r: iotest.ErrReader(bad), left: 1}
+	if io.ReadAll(l); l.err != bad {
+		t.Errorf("forgot %v", l.err)
+	}
+}
+
+// A buffer is written by Watch and read by the test.
+type buffer struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.b = append(b.b, p...)
+	return len(p), nil
+}
+
+// Take returns what was written since the last time.
+func (b *buffer) take() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	s := string(b.b)
+	b.b = nil
+	return s
+}
+
+// A step changes files, and then one look at them is taken.
+func TestWatch(t *testing.T) {
+	dir := t.TempDir()
+	a, b := filepath.Join(dir, "a"), filepath.Join(dir, "b")
+	write(t, a, "a\n")
+	write(t, b, "b\n")
+	synctest.Test(t, func(t *testing.T) {
+		var log buffer
+		f, err := Open(Options[words]{
+			Paths: []string{a, b}, Parse: parse, Merge: merge,
+			Log: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			f.Watch(ctx)
+			close(done)
+		}()
+		mtime := time.Unix(1e9, 0)
+		replace := func(path, text string) {
+			write(t, path+".new", text)
+			if err := os.Chtimes(path+".new", mtime, mtime); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Rename(path+".new", path); err != nil {
+				t.Fatal(err)
+			}
+		}
+		step := func(name, want string, lines ...string) {
+			t.Helper()
+			time.Sleep(Interval)
+			synctest.Wait()
+			log := log.take()
+			if got := fmt.Sprint(f.Value()); got != want {
+				t.Errorf("%s: got %s, want %s", name, got, want)
+			}
+			if strings.Count(log, "\n") != len(lines) {
+				t.Errorf("%s: want %d log lines, got\n%s", name, len(lines), log)
+			}
+			for _, want := range lines {
+				if !strings.Contains(log, want) {
+					t.Errorf("%s: no %q in\n%s", name, want, log)
+				}
+			}
+		}
+		keep, again := "keeping what was read before", "file read again"
+
+		step("no change", "[a b]")
+		write(t, a, "aa\n")
+		step("size changed", "[aa b]", again)
+		replace(a, "ab\n")
+		step("replaced by rename", "[ab b]", again)
+		replace(a, "ac\n")
+		step("other inode, same size and time", "[ac b]", again)
+		mtime = mtime.Add(time.Second)
+		write(t, a, "ad\n")
+		os.Chtimes(a, mtime, mtime)
+		step("other time", "[ad b]", again)
+		write(t, a, "x\nLOUD\ny\n")
+		step("bad line", "[x y b]", a+":2: LOUD is loud", again+`" file=`+a+" entries=2 bad=1")
+		if len(f.Bad()) != 1 {
+			t.Errorf("bad lines %v", f.Bad())
+		}
+		write(t, a, strings.Repeat("LOUD\n", 20))
+		step("wholly invalid", "[x y b]", keep)
+		step("still invalid", "[x y b]")
+		if len(f.Bad()) != 1 {
+			t.Errorf("bad lines %v, want those of what is in force", f.Bad())
+		}
+		write(t, b, "bb\n")
+		step("the other file", "[x y bb]", again+`" file=`+b)
+		os.Rename(a, a+".away")
+		step("gone", "[x y bb]", keep)
+		step("still gone", "[x y bb]")
+		write(t, a, "")
+		step("back and empty", "[bb]", again)
+		os.Remove(a)
+		os.Mkdir(a, 0o755)
+		step("a folder", "[bb]", keep)
+		step("still a folder", "[bb]")
+		os.Remove(a)
+		write(t, a, strings.Repeat("LOUD\n", 20)+"z\n")
+		step("many bad lines", "[z bb]", append(slices.Repeat([]string{"bad line skipped"}, maxLogged), "lines=10", again)...)
+		os.Rename(a, a+".away")
+		step("away", "[z bb]", keep)
+		os.Rename(a+".away", a)
+		step("the same file back", "[z bb]", append(slices.Repeat([]string{"bad line skipped"}, maxLogged), "lines=10", again)...)
+		os.Remove(a)
+		step("gone again", "[z bb]", keep)
+
+		f.Reload()
+		if log := log.take(); !strings.Contains(log, keep) || !strings.Contains(log, again+`" file=`+b) {
+			t.Errorf("a reload says too little:\n%s", log)
+		}
+		cancel()
+		<-done
+	})
+}

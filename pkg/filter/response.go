@@ -1,0 +1,139 @@
+package filter
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"opensmtpd-filters/pkg/proto"
+)
+
+// A Response is what a handler answers to a request. The zero value is
+// Proceed. Handlers return it; nothing else can answer, so no request is
+// answered twice.
+type Response struct {
+	decision proto.Decision
+	param    string
+	delay    time.Duration
+	later    *later // set by Await
+}
+
+// Proceed passes the request to the next filter of the chain and then to smtpd.
+func Proceed() Response { return Response{} }
+
+// Junk lets the mail pass, marked: smtpd adds "X-Spam: Yes" and a maildir with
+// the junk option delivers into .Junk. Up to and including mail-from it holds
+// for every later message of the connection, at rcpt-to and data for this one.
+// smtpd knows no junk at commit; there it is Proceed.
+func Junk() Response { return Response{decision: proto.Junk} }
+
+// Reject refuses the command with a code from 400 to 599, an enhanced status
+// code (RFC 3463; may be empty) and a text. The client stays connected; at
+// connect, where smtpd would leave it hanging, Reject is Disconnect. The reply
+// is one line: what is not printable ASCII becomes a question mark, what is
+// over 500 bytes is cut.
+func Reject(code int, enhanced, text string) Response {
+	return Response{decision: proto.Reject, param: reply(code, enhanced, text)}
+}
+
+// Disconnect is Reject, after which smtpd closes the connection.
+func Disconnect(code int, enhanced, text string) Response {
+	return Response{decision: proto.Disconnect, param: reply(code, enhanced, text)}
+}
+
+// Rewrite replaces the name given at helo and ehlo, or the address at mail-from
+// and rcpt-to. Elsewhere it is Proceed.
+func Rewrite(param string) Response {
+	return Response{decision: proto.Rewrite, param: param}
+}
+
+// After delays the answer. What is over MaxDelay is cut; see there for the
+// other bounds.
+func (r Response) After(d time.Duration) Response {
+	r.delay = min(d, MaxDelay)
+	return r
+}
+
+// Bounds of delayed answers. A delayed client costs a connection of smtpd, and
+// smtpd does not tell that it has left before it is answered.
+const (
+	MaxDelay        = 30 * time.Second // of one answer
+	maxDelaySession = 5 * time.Minute  // of one session in all
+	maxDelayed      = 100              // sessions at once; further ones are not delayed
+)
+
+const maxReply = 500
+
+// reply makes a reply line that smtpd takes: "[45]dd text". smtpd disconnects
+// with "421 Internal server error" for any other.
+func reply(code int, enhanced, text string) string {
+	if code < 400 || code > 599 {
+		code = 451
+	}
+	if enhanced != "" {
+		text = enhanced + " " + text
+	}
+	text = strings.TrimSpace(printable(text))
+	if text == "" {
+		text = "refused"
+	}
+	s := fmt.Sprintf("%d %s", code, text)
+	return s[:min(len(s), maxReply)]
+}
+
+// printable returns s in printable ASCII: blanks for TAB, CR and LF, question
+// marks for other bytes that are not.
+func printable(s string) string {
+	ok := func(c byte) bool { return ' ' <= c && c <= '~' }
+	i := 0
+	for i < len(s) && ok(s[i]) {
+		i++
+	}
+	if i == len(s) {
+		return s
+	}
+	b := []byte(s)
+	for ; i < len(b); i++ {
+		switch c := b[i]; {
+		case c == '\t' || c == '\r' || c == '\n':
+			b[i] = ' '
+		case !ok(c):
+			b[i] = '?'
+		}
+	}
+	return string(b)
+}
+
+// fit turns r into an answer that smtpd survives and that does at phase what r
+// means. The error tells what a handler should not have answered.
+func (r Response) fit(phase proto.Phase) (proto.Decision, string, error) {
+	switch r.decision {
+	case proto.Junk:
+		if phase == proto.Commit {
+			return proto.Proceed, "", fmt.Errorf("junk is not possible at commit")
+		}
+		return proto.Junk, "", nil
+	case proto.Reject, proto.Disconnect:
+		// After a reject at connect smtpd sends no banner and waits.
+		if phase == proto.Connect {
+			return proto.Disconnect, r.param, nil
+		}
+		return r.decision, r.param, nil
+	case proto.Rewrite:
+		param := r.param
+		if param == "" && phase != proto.MailFrom || strings.ContainsAny(param, "\r\n\x00") {
+			return proto.Proceed, "", fmt.Errorf("cannot rewrite to %q", param)
+		}
+		switch phase {
+		case proto.Helo, proto.Ehlo:
+			return proto.Rewrite, param, nil
+		case proto.MailFrom, proto.RcptTo:
+			if !strings.HasPrefix(param, "<") {
+				param = "<" + param + ">"
+			}
+			return proto.Rewrite, param, nil
+		}
+		return proto.Proceed, "", fmt.Errorf("rewrite is not possible at %s", phase)
+	}
+	return proto.Proceed, "", nil
+}

@@ -1,0 +1,156 @@
+package filter
+
+import (
+	"net/netip"
+	"time"
+
+	"opensmtpd-filters/pkg/proto"
+)
+
+// A Session is one SMTP connection, as smtpd has told of it so far. Handlers of
+// one session never run at the same time; after a handler has returned, its
+// session is not to be touched.
+type Session[S any] struct {
+	ID     string         // as in smtpd's own log: 16 hexadecimal digits
+	Src    netip.AddrPort // the client; not valid if it came through a local socket
+	RDNS   string         // reverse name, "<unknown>" if there is none or the DNS had trouble; see proto.Link
+	FCrDNS bool           // a forward address of RDNS is the client's; false also if the DNS had trouble
+	Helo   string         // name given with HELO or EHLO, once smtpd has accepted it
+	TLS    string         // version, cipher and bits, if the connection is encrypted
+	User   string         // who has authenticated, vis(3)-encoded; empty if nobody has
+	Tx     Tx
+	Local  S // the program's own
+
+	run     *core
+	key     proto.ID
+	micros  int64 // time of the newest line
+	decided decided
+	msg     message
+
+	state   state
+	req     request
+	until   time.Time // the deadline of req, once it is known not to be answered at once
+	later   *later    // waiting: what for; nil if for the end of a delay
+	answer  Response  // waiting: what is answered after the delay
+	line    []byte    // stuck: the data line that is being handled
+	gen     uint32    // counts waits, so that a note of an earlier one is known
+	timer   *time.Timer
+	delayed time.Duration // in all
+	queue   [][]byte      // lines that have come meanwhile
+}
+
+// Tx is the transaction under way: what smtpd has accepted of it.
+type Tx struct {
+	ID    string   // message id, 8 hexadecimal digits; empty outside a transaction
+	From  string   // envelope sender as the client wrote it, without < and >; empty for the null sender
+	Rcpts []string // accepted recipients, in order
+}
+
+// Unix reports whether the session came through smtpd's local socket, as mail
+// of sendmail(8) and smtpd's own bounces do.
+func (s *Session[S]) Unix() bool { return !s.Src.IsValid() }
+
+// Time returns the time of the line being handled, as smtpd stamped it. Use it
+// instead of time.Now wherever a decision depends on it: then a recorded stream
+// gives the same decisions again.
+func (s *Session[S]) Time() time.Time { return time.UnixMicro(s.micros) }
+
+// state says who may touch a session.
+type state uint8
+
+const (
+	idle    state = iota
+	waiting       // for a future, or for the end of a delay
+	stuck         // a handler has not returned
+	lost          // a handler did not return in time: no handler is called any more
+)
+
+// request is the request being answered.
+type request struct {
+	phase   proto.Phase // 0: none
+	version proto.Version
+	token   proto.ID
+}
+
+// decided is what is kept of a session for Decide.
+type decided struct {
+	made    bool     // in this scope
+	pending bool     // but not answered yet
+	answer  Response // the one that was given
+	junk    Phase    // where smtpd was told to junk, 0 if it was not
+}
+
+// keep takes what r came to at phase p.
+func (d *decided) keep(p Phase, r Response, done proto.Decision) {
+	if d.pending {
+		d.pending = false
+		d.answer = r
+		d.answer.delay = 0 // a client waits once
+	}
+	if done == proto.Junk {
+		d.junk = p
+	}
+}
+
+// again returns the answer for a later request: a refusal is repeated, but what
+// is already marked as junk needs no mark, which would take the request from
+// the later filters of a chain.
+func (d *decided) again(p Phase) Response {
+	if d.answer.decision == proto.Junk && (d.junk != 0 || p == Commit) {
+		return Proceed()
+	}
+	return d.answer
+}
+
+// endTx ends the scope of a transaction. Junk counts for the whole session if
+// it was given before there was one.
+func (d *decided) endTx(at Phase) {
+	if at >= MailFrom {
+		d.made = false
+	}
+	if d.junk > MailFrom {
+		d.junk = 0
+	}
+}
+
+// update takes over what a report tells. Only what smtpd has accepted counts.
+func (s *Session[S]) update(l *proto.Line) error {
+	switch l.Event {
+	case proto.LinkIdentify:
+		id, err := proto.ParseIdentity(l.Fields)
+		if err != nil {
+			return err
+		}
+		s.Helo = id.Name
+	case proto.LinkTLS:
+		s.TLS = string(l.Fields)
+	case proto.LinkAuth:
+		login, err := proto.ParseLogin(l.Version, l.Fields)
+		if err != nil {
+			return err
+		}
+		if login.Result == proto.Pass {
+			s.User = login.User
+		}
+	case proto.TxMail:
+		m, err := proto.ParseMailbox(l.Version, l.Fields)
+		if err != nil {
+			return err
+		}
+		// A MAIL FROM inside a transaction is refused under its id.
+		if m.Result == proto.OK {
+			s.Tx = Tx{ID: m.Msg, From: m.Address}
+		}
+	case proto.TxRcpt:
+		m, err := proto.ParseMailbox(l.Version, l.Fields)
+		if err != nil {
+			return err
+		}
+		if m.Result == proto.OK && m.Msg == s.Tx.ID {
+			s.Tx.Rcpts = append(s.Tx.Rcpts, m.Address)
+		}
+	case proto.TxReset:
+		s.Tx = Tx{}
+	}
+	return nil
+}

@@ -1,6 +1,6 @@
 // Package cli is what the command lines of all filters have in common: flags,
-// usage text, -n, -version, arguments from files, signals, and a log that never
-// makes its caller wait.
+// usage text, -n, -version, arguments from files, and a log that never makes its
+// caller wait.
 //
 //	func run(args []string, stdout, stderr io.Writer) int {
 //		f := cli.New(cli.Options{Name: "filter-x", Synopsis: []string{"[flags] list..."}, Args: true})

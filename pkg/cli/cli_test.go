@@ -1,15 +1,12 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -239,28 +236,4 @@ func TestExpandArgs(t *testing.T) {
 			t.Errorf("%q: got %s, %s, want %s, %s", tt.args, got, gotErr, tt.want, tt.err)
 		}
 	}
-}
-
-func TestSignals(t *testing.T) {
-	ctx, hup, stop := Signals(t.Context())
-	defer signal.Reset(syscall.SIGPIPE)
-	defer stop()
-	if !signal.Ignored(syscall.SIGPIPE) {
-		t.Error("SIGPIPE is not ignored")
-	}
-	for range 3 {
-		syscall.Kill(os.Getpid(), syscall.SIGHUP)
-	}
-	<-hup
-	if ctx.Err() != nil {
-		t.Error("SIGHUP ends the context")
-	}
-	syscall.Kill(os.Getpid(), syscall.SIGTERM)
-	<-ctx.Done()
-
-	parent, cancel := context.WithCancel(t.Context())
-	ctx, _, stop = Signals(parent)
-	defer stop()
-	cancel()
-	<-ctx.Done()
 }

@@ -208,8 +208,8 @@ func TestOtherFields(t *testing.T) {
 		}
 	}
 	for in, want := range map[string]Taken{
-		"connected|proceed":                        {Connect, "proceed", ""},
-		"tls|proceed":                              {StartTLS, "proceed", ""},
+		"connected|proceed": {Connect, "proceed", ""},
+		"tls|proceed":       {StartTLS, "proceed", ""},
 		"commit|reject|550 5.7.1 content | refused": {Commit, "reject", "550 5.7.1 content | refused"},
 	} {
 		if got, err := ParseTaken([]byte(in)); err != nil || got != want {

@@ -1,6 +1,6 @@
 // Package reload keeps what was read from a list file, or from several files of
 // one kind, up to date. A file is read again when it has changed, seen by a look
-// every 30 seconds, and when its owner asks (on SIGHUP). Whatever is wrong with
+// every 30 seconds, and on SIGHUP. Whatever is wrong with
 // a file then, what was read before stays in force and the log says so.
 package reload
 
@@ -11,6 +11,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -35,8 +36,7 @@ type List interface {
 	Len() int
 }
 
-// Options say what a File reads. Paths and Parse are needed, and Merge for more
-// than one path.
+// Options say what a File reads.
 type Options[T List] struct {
 	Paths []string
 
@@ -45,7 +45,9 @@ type Options[T List] struct {
 	// file that is wholly invalid.
 	Parse func(r io.Reader, name string) (T, []error)
 
-	// Merge makes one value of several, given in the order of Paths.
+	// Merge makes the value of those of the files, in the order of Paths. It
+	// may be nil if there is one path; if it is set it is called even for one
+	// or none, and may add what does not come from a file.
 	Merge func(...T) T
 
 	Log *slog.Logger // nil: no log
@@ -71,7 +73,7 @@ type part[T List] struct {
 
 // Open reads the files. A file that cannot be read or is wholly invalid is an
 // error; every such file is named. Single bad lines are logged and skipped: see
-// Bad. Without paths the value is the zero value of T.
+// Bad. Without paths and Merge the value is the zero value of T.
 func Open[T List](o Options[T]) (*File[T], error) {
 	if len(o.Paths) > 1 && o.Merge == nil {
 		return nil, fmt.Errorf("%s: only one file can be given", o.Paths[1])
@@ -120,23 +122,27 @@ func (f *File[T]) Bad() []error {
 	return errs
 }
 
-// Reload reads all files now, changed or not, and logs the outcome.
-func (f *File[T]) Reload() {
-	f.check(true)
-}
-
-// Watch looks at the files every Interval until ctx ends. What is wrong with a
-// file is logged once, until it changes.
+// Watch looks at the files every Interval, and reads all of them on SIGHUP,
+// until ctx ends. What is wrong with a file is logged once, until it changes.
 func (f *File[T]) Watch(ctx context.Context) {
 	if f == nil || len(f.parts) == 0 {
 		return
 	}
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	f.watch(ctx, hup)
+}
+
+func (f *File[T]) watch(ctx context.Context, hup <-chan os.Signal) {
 	tick := time.NewTicker(Interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			f.check(false)
+		case <-hup:
+			f.check(true)
 		case <-ctx.Done():
 			return
 		}
@@ -144,9 +150,6 @@ func (f *File[T]) Watch(ctx context.Context) {
 }
 
 func (f *File[T]) check(all bool) {
-	if f == nil {
-		return
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	changed := false
@@ -236,16 +239,15 @@ func (l *limited) Read(b []byte) (int, error) {
 
 func (f *File[T]) publish() {
 	var v T
-	switch len(f.parts) {
-	case 0:
-	case 1:
-		v = f.parts[0].value
-	default:
-		values := make([]T, len(f.parts))
-		for i, p := range f.parts {
-			values[i] = p.value
-		}
+	values := make([]T, len(f.parts))
+	for i, p := range f.parts {
+		values[i] = p.value
+	}
+	switch {
+	case f.opts.Merge != nil:
 		v = f.opts.Merge(values...)
+	case len(values) == 1:
+		v = values[0]
 	}
 	f.value.Store(&v)
 }

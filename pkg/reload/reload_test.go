@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -95,7 +96,6 @@ func TestOpen(t *testing.T) {
 		t.Error("two files without Merge")
 	}
 	var none *File[words]
-	none.Reload()
 	none.Watch(t.Context())
 }
 
@@ -158,7 +158,7 @@ func TestWatch(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
-			f.Watch(ctx)
+			f.watch(ctx, nil)
 			close(done)
 		}()
 		mtime := time.Unix(1e9, 0)
@@ -233,11 +233,34 @@ func TestWatch(t *testing.T) {
 		os.Remove(a)
 		step("gone again", "[z bb]", keep)
 
-		f.Reload()
+		f.check(true)
 		if log := log.take(); !strings.Contains(log, keep) || !strings.Contains(log, again+`" file=`+b) {
 			t.Errorf("a reload says too little:\n%s", log)
 		}
 		cancel()
 		<-done
 	})
+}
+
+func TestHangup(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	write(t, a, "x\n")
+	f, err := Open(Options[words]{Paths: []string{a}, Parse: parse})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Whoever sends before Watch listens would end this process.
+	hup := make(chan os.Signal, 1)
+	signal.Notify(hup, syscall.SIGHUP)
+	defer signal.Stop(hup)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { f.Watch(ctx); close(done) }()
+	write(t, a, "x\ny\n")
+	for len(f.Value()) != 2 {
+		syscall.Kill(os.Getpid(), syscall.SIGHUP)
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-done
 }

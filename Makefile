@@ -1,0 +1,76 @@
+# Works with GNU make and with the make of the BSDs.
+
+VERSION =	0.1
+FILTERS =	filter-dyndns
+
+# smtpd looks for filters in LIBEXECDIR: /usr/libexec/opensmtpd in Debian,
+# /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD.
+PREFIX !=	case `uname -s` in Linux) echo /usr;; *) echo /usr/local;; esac
+LIBEXECDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/libexec/smtpd;; *) echo ${PREFIX}/libexec/opensmtpd;; esac
+MANDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/man;; *) echo ${PREFIX}/share/man;; esac
+DESTDIR =
+
+GO =		go
+GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -ldflags "-s -w -X opensmtpd-filters/pkg/cli.version=${VERSION}"
+STATICCHECK =	${GO} run honnef.co/go/tools/cmd/staticcheck@v0.8.2
+FUZZTIME =	1m
+
+all:
+	@for f in ${FILTERS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
+
+# Real mail through a real smtpd. As root on Debian; installs smtpd if need be.
+demo: all
+	@${GO} run ./test/demo
+
+# Everything but the race detector. As root it installs the servers it needs;
+# otherwise the tests that need them say so and are skipped.
+test: all
+	@if [ `id -u` = 0 ]; then test/install.sh; fi
+	${GO} test ./...
+
+bench: all
+	@${GOBUILD} -o bin/ ./bench/passthrough
+	@${GO} run ./bench
+	@${GO} test -run '^$$' -bench . -benchmem ./pkg/...
+
+# Every fuzz target for FUZZTIME.
+fuzz:
+	@for p in `${GO} list ./...`; do \
+		for f in `${GO} test -list '^Fuzz' $$p | grep '^Fuzz'`; do \
+			echo "$$p $$f"; \
+			${GO} test -run '^$$' -fuzz "^$$f\$$" -fuzztime ${FUZZTIME} -fuzzminimizetime 0 $$p || exit 1; \
+		done; \
+	done
+
+lint: man
+	@files=`gofmt -l .`; [ -z "$$files" ] || { echo "gofmt: $$files"; exit 1; }
+	${GO} vet ./...
+	${STATICCHECK} ./...
+
+# The manual pages, checked.
+man:
+	mandoc -T lint filter-*/*.8
+
+cross:
+	@for os in openbsd freebsd linux; do for arch in amd64 arm64; do \
+		echo "$$os/$$arch"; \
+		for f in ${FILTERS}; do \
+			GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} build -o /dev/null ./$$f || exit 1; \
+		done; \
+		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} vet ./filter-* ./pkg/... || exit 1; \
+	done; done
+
+install: all
+	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${MANDIR}/man8
+	for f in ${FILTERS}; do \
+		install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f && \
+		install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; \
+	done
+
+uninstall:
+	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f ${DESTDIR}${MANDIR}/man8/$$f.8; done
+
+clean:
+	rm -rf bin
+
+.PHONY: all demo test bench fuzz lint man cross install uninstall clean

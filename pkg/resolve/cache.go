@@ -1,0 +1,64 @@
+package resolve
+
+import (
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+)
+
+// maxCacheBytes bounds the cache by what is in it: anybody who sends mail can
+// make us ask for his own records, of 64 kB each.
+const maxCacheBytes = 32 << 20
+
+// A cache keeps the answers asked for last.
+type cache struct {
+	lru *lru.Cache[key, *answer]
+
+	mu    sync.Mutex // held by writers
+	bytes int
+}
+
+func newCache(size int) *cache {
+	c := new(cache)
+	// The only error is a size that is not positive.
+	c.lru, _ = lru.NewWithEvict(size, func(k key, a *answer) { c.bytes -= footprint(k, a) })
+	return c
+}
+
+// get returns nil when there is no answer or it has expired.
+func (c *cache) get(k key, now time.Time) *answer {
+	if a, ok := c.lru.Get(k); ok && now.Before(a.expires) {
+		return a
+	}
+	return nil
+}
+
+func (c *cache) put(k key, a *answer) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lru.Remove(k) // Add would replace without a call of the evict function
+	c.bytes += footprint(k, a)
+	c.lru.Add(k, a)
+	for c.bytes > maxCacheBytes {
+		c.lru.RemoveOldest()
+	}
+}
+
+func (c *cache) purge() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lru.Purge()
+}
+
+// footprint is roughly the memory an entry takes, in bytes.
+func footprint(k key, a *answer) int {
+	n := 400 + len(k.name) + 24*len(a.addrs)
+	for _, s := range a.strs {
+		n += 16 + len(s)
+	}
+	for _, mx := range a.mx {
+		n += 32 + len(mx.Host)
+	}
+	return n
+}

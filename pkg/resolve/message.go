@@ -1,0 +1,257 @@
+package resolve
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/miekg/dns"
+)
+
+const (
+	ednsSize   = 1232 // bytes: what passes everywhere without fragments (DNS flag day 2020)
+	headerSize = 12
+	maxName    = 255 // RFC 1035 section 2.3.4
+	optSize    = 11  // an OPT record without options, RFC 6891 section 6.1.2
+	maxChain   = 16  // CNAME records followed
+)
+
+var (
+	errForeign   = errors.New("not an answer to the query")
+	errTruncated = errors.New("truncated answer")
+
+	errFormat error = rcodeError("server does not understand the query")
+)
+
+// An rcodeError is a server's statement that it cannot help.
+type rcodeError string
+
+func (e rcodeError) Error() string { return string(e) }
+
+// A query is a question, ready to be sent.
+type query struct {
+	key
+	wire []byte // id 0, with an OPT record at the end
+}
+
+func newQuery(k key) (*query, error) {
+	name := k.name + "."
+	if _, ok := dns.IsDomainName(name); !ok || k.name == "" {
+		return nil, errors.New("not a domain name")
+	}
+	m := new(dns.Msg)
+	m.SetQuestion(name, k.typ)
+	m.Id = 0
+	m.SetEdns0(ednsSize, false)
+	wire, err := m.Pack()
+	if err != nil {
+		return nil, err
+	}
+	q := &query{k, wire}
+	if len(q.question()) > maxName+4 { // the library lets one byte more pass
+		return nil, errors.New("name too long")
+	}
+	return q, nil
+}
+
+// packet returns the bytes to send.
+func (q *query) packet(id uint16, edns bool) []byte {
+	b := slices.Clone(q.wire)
+	binary.BigEndian.PutUint16(b, id)
+	if !edns {
+		b = b[:len(b)-optSize]
+		b[11] = 0 // ARCOUNT
+	}
+	return b
+}
+
+func (q *query) question() []byte { return q.wire[headerSize : len(q.wire)-optSize] }
+
+// asked tells whether b repeats the question, in whatever case.
+func (q *query) asked(b []byte) bool {
+	want := q.question()
+	if len(b) < len(want) {
+		return false
+	}
+	n := len(want) - 4 // type and class
+	for i, c := range want[:n] {
+		if lower(b[i]) != lower(c) {
+			return false
+		}
+	}
+	return string(b[n:len(want)]) == string(want[n:])
+}
+
+// decode reads a packet as the reply to q sent with this id. The error is
+// errForeign for anything that is not one: such packets are ignored.
+func decode(b []byte, q *query, id uint16) (ans *answer, err error) {
+	if len(b) < headerSize || binary.BigEndian.Uint16(b) != id {
+		return nil, errForeign
+	}
+	const qr, opcode, aa, tc, ra = 0x8000, 0x7800, 0x0400, 0x0200, 0x0080
+	flags := binary.BigEndian.Uint16(b[2:])
+	if flags&qr == 0 || flags&opcode != 0 {
+		return nil, errForeign
+	}
+	rcode := int(flags & 0xf)
+	bad := rcode != dns.RcodeSuccess && rcode != dns.RcodeNameError
+	switch questions := binary.BigEndian.Uint16(b[4:]); {
+	case questions == 1 && q.asked(b[headerSize:]):
+	case questions == 0 && bad: // some servers send a header only
+	default:
+		return nil, errForeign
+	}
+	switch {
+	case rcode == dns.RcodeFormatError || rcode == dns.RcodeNotImplemented:
+		return nil, errFormat
+	case bad:
+		return nil, rcodeText(rcode)
+	case flags&tc != 0:
+		return nil, errTruncated
+	}
+
+	var m dns.Msg
+	if m.Unpack(b) != nil || len(m.Question) != 1 ||
+		// The library forgives a packet that was cut between two records.
+		len(m.Answer) != int(binary.BigEndian.Uint16(b[6:])) || len(m.Ns) != int(binary.BigEndian.Uint16(b[8:])) {
+		return nil, errForeign
+	}
+	switch {
+	case m.Rcode == dns.RcodeBadVers:
+		return nil, errFormat
+	case m.Rcode != rcode:
+		return nil, rcodeText(m.Rcode)
+	case rcode == dns.RcodeSuccess && len(m.Answer) == 0 && flags&(aa|ra) == 0:
+		return nil, rcodeError("server does not recurse")
+	}
+	return collect(&m, q), nil
+}
+
+// decodeSafely is decode for bytes from the network: should the library panic
+// on some, they are ignored.
+func decodeSafely(b []byte, q *query, id uint16) (ans *answer, err error) {
+	defer func() {
+		if recover() != nil {
+			ans, err = nil, errForeign
+		}
+	}()
+	return decode(b, q, id)
+}
+
+func rcodeText(rcode int) rcodeError {
+	if s := dns.RcodeToString[rcode]; s != "" {
+		return rcodeError("server answers " + s)
+	}
+	return "server answers with an error"
+}
+
+// collect takes the records of q's type at the end of the chain of CNAME
+// records that begins with the question.
+func collect(m *dns.Msg, q *query) *answer {
+	a := new(answer)
+	a.ttl = maxRecordTTL
+	owner := m.Question[0].Name
+	if m.Rcode == dns.RcodeSuccess {
+		for range maxChain {
+			next := ""
+			found := false
+			for _, rr := range m.Answer {
+				h := rr.Header()
+				if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, owner) {
+					continue
+				}
+				if c, ok := rr.(*dns.CNAME); ok {
+					next = c.Target
+				} else if h.Rrtype != q.typ || !a.add(rr) {
+					continue
+				} else {
+					found = true
+				}
+				a.ttl = min(a.ttl, recordTTL(h.Ttl))
+			}
+			if found {
+				slices.SortStableFunc(a.mx, func(x, y net.MX) int { return int(x.Pref) - int(y.Pref) })
+				return a
+			}
+			if next == "" {
+				break
+			}
+			owner = next
+		}
+	}
+	// RFC 2308 section 5: the time is in the SOA record; without one the
+	// answer should not be kept.
+	ttl := time.Duration(0)
+	for _, rr := range m.Ns {
+		if soa, ok := rr.(*dns.SOA); ok {
+			ttl = min(a.ttl, recordTTL(soa.Hdr.Ttl), recordTTL(soa.Minttl))
+		}
+	}
+	a = notFound(q.name)
+	a.ttl = ttl
+	return a
+}
+
+// add takes the data of one record.
+func (a *answer) add(rr dns.RR) bool {
+	switch rr := rr.(type) {
+	case *dns.A:
+		ip, ok := netip.AddrFromSlice(rr.A)
+		if !ok {
+			return false
+		}
+		a.addrs = append(a.addrs, ip.Unmap())
+	case *dns.AAAA:
+		ip, ok := netip.AddrFromSlice(rr.AAAA)
+		if !ok || !ip.Is6() {
+			return false
+		}
+		a.addrs = append(a.addrs, ip)
+	case *dns.PTR:
+		a.strs = append(a.strs, rr.Ptr)
+	case *dns.TXT:
+		a.strs = append(a.strs, unescape(strings.Join(rr.Txt, "")))
+	case *dns.MX:
+		a.mx = append(a.mx, net.MX{Host: rr.Mx, Pref: rr.Preference})
+	default:
+		return false
+	}
+	return true
+}
+
+const maxRecordTTL = (1<<31 - 1) * time.Second
+
+// recordTTL reads a TTL; RFC 2181 section 8: one with the highest bit set is 0.
+func recordTTL(seconds uint32) time.Duration {
+	if d := time.Duration(seconds) * time.Second; d <= maxRecordTTL {
+		return d
+	}
+	return 0
+}
+
+// unescape undoes the library's \" \\ and \DDD.
+func unescape(s string) string {
+	if !strings.Contains(s, `\`) {
+		return s
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c == '\\' && i+1 < len(s) {
+			i++
+			c = s[i]
+			if digit(c) && i+2 < len(s) && digit(s[i+1]) && digit(s[i+2]) {
+				c = (c-'0')*100 + (s[i+1]-'0')*10 + s[i+2] - '0'
+				i += 2
+			}
+		}
+		b = append(b, c)
+	}
+	return string(b)
+}
+
+func digit(c byte) bool { return '0' <= c && c <= '9' }

@@ -1,0 +1,424 @@
+// Package resolve is a DNS client for programs that run for months and must
+// not hang: it asks recursive servers, as resolv.conf(5) names them, and
+// remembers what they said.
+//
+// A lookup has one deadline, whatever it takes: retries, other servers, TCP
+// for a truncated answer. Lookups of the same name and type share one query,
+// and a caller that stops waiting does not end it: the answer fills the cache.
+// Memory, sockets and queries in flight are bounded; past the bounds a lookup
+// fails at once with a temporary error.
+//
+// Errors are of type *[net.DNSError]. IsNotFound is a clear answer: the name
+// does not exist or has no such record. Everything else is IsTemporary, and
+// IsTimeout as well when nobody answered in time: no statement about the name.
+// The error's text contains the name; a name that carries a key must not be
+// logged that way. This package never logs names.
+//
+// Names are absolute, with or without the final dot, in the presentation form
+// of RFC 1035 section 5.1 (a dot inside a label is \.), and compared without
+// regard to ASCII case.
+package resolve
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/netip"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"opensmtpd-filters/pkg/metrics"
+)
+
+const (
+	defaultTimeout     = 2 * time.Second
+	defaultCacheSize   = 65536
+	defaultMaxTTL      = 24 * time.Hour
+	defaultNegativeTTL = time.Hour // RFC 2308 section 5: one to three hours work well
+	defaultErrorTTL    = 5 * time.Second
+	defaultMaxInFlight = 16384
+)
+
+// Options are the settings of a [Resolver]. The zero value is usable.
+type Options struct {
+	// Servers are asked in this order, see [ParseServers]. Only the first
+	// eight count. None: those of Conf, which is read again when it changes.
+	Servers []netip.AddrPort
+
+	// Conf is a resolv.conf(5) file, by default /etc/resolv.conf. Of it
+	// count the first three nameservers and the options timeout and attempts.
+	Conf string
+
+	// Timeout is the deadline of a lookup; 0 is 2 s.
+	Timeout time.Duration
+
+	// CacheSize is the number of answers kept; 0 is 65,536. The cache holds
+	// at most 32 MB of them, whatever the number.
+	CacheSize int
+
+	// MinTTL and MaxTTL bound the time an answer is kept; 0 is no least
+	// time, and at most 24 h. MaxTTL wins over MinTTL.
+	MinTTL, MaxTTL time.Duration
+
+	// NegativeTTL is how long "no such name" is kept at most; 0 is 1 h.
+	NegativeTTL time.Duration
+
+	// ErrorTTL is how long a temporary error is kept; 0 is 5 s.
+	ErrorTTL time.Duration
+
+	// MaxInFlight is the number of queries at work at a time; 0 is 16,384.
+	MaxInFlight int
+
+	Log     *slog.Logger // nil: no log
+	Metrics *metrics.Set // nil: no metrics
+}
+
+// A Resolver looks names up. It may be used from several goroutines.
+type Resolver struct {
+	opts  Options
+	cache *cache
+	count counters
+	log   limitedLog
+	dial  func(netip.AddrPort) exchanger // replaced by tests
+
+	conf   atomic.Pointer[config]
+	confMu sync.Mutex // held while the file is looked at
+	seen   confStamp  // guarded by confMu
+	tcp    chan struct{}
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu      sync.Mutex
+	flights map[key]*flight
+	closed  bool
+}
+
+// A key is a question: a name in lower case without the final dot, and a type.
+type key struct {
+	name string
+	typ  uint16
+}
+
+// A flight is a query at work; done is closed when ans is set.
+type flight struct {
+	done chan struct{}
+	ans  *answer
+}
+
+// An answer is what is known about a key. It is shared and never changed.
+type answer struct {
+	addrs   []netip.Addr // A, AAAA
+	strs    []string     // TXT; PTR with the final dot
+	mx      []net.MX
+	err     *net.DNSError
+	ttl     time.Duration // as it came, before the bounds
+	expires time.Time
+}
+
+// New returns a resolver. It does no network traffic; a Conf that cannot be
+// read is logged, and 127.0.0.1 asked, until it can.
+func New(o Options) *Resolver {
+	r := newResolver(o)
+	r.start()
+	return r
+}
+
+func newResolver(o Options) *Resolver {
+	or(&o.Conf, "/etc/resolv.conf")
+	or(&o.Timeout, defaultTimeout)
+	or(&o.CacheSize, defaultCacheSize)
+	or(&o.MaxTTL, defaultMaxTTL)
+	or(&o.NegativeTTL, defaultNegativeTTL)
+	or(&o.ErrorTTL, defaultErrorTTL)
+	or(&o.MaxInFlight, defaultMaxInFlight)
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	r := &Resolver{
+		opts:    o,
+		cache:   newCache(o.CacheSize),
+		count:   newCounters(o.Metrics),
+		log:     limitedLog{log: o.Log},
+		tcp:     make(chan struct{}, maxTCP),
+		flights: make(map[key]*flight),
+	}
+	r.dial = func(addr netip.AddrPort) exchanger {
+		return &pool{addr: addr, timeout: o.Timeout, ignored: r.count.ignored, trouble: r.socketTrouble}
+	}
+	r.ctx, r.cancel = context.WithCancel(context.Background())
+	return r
+}
+
+// or sets an option that is zero or negative to its default.
+func or[T ~string | ~int | ~int64](v *T, def T) {
+	var zero T
+	if *v <= zero {
+		*v = def
+	}
+}
+
+// start sets the first servers; after it the resolver is in use.
+func (r *Resolver) start() {
+	if len(r.opts.Servers) > 0 {
+		r.setConfig(fileConfig{
+			servers:  r.opts.Servers[:min(len(r.opts.Servers), maxServers)],
+			attempts: defaultAttempts,
+			interval: r.opts.Timeout,
+		})
+		return
+	}
+	r.checkConf(time.Now())
+}
+
+// Close ends all lookups with a temporary error and closes the sockets. It
+// returns when no goroutine of the resolver is left.
+func (r *Resolver) Close() {
+	r.mu.Lock()
+	r.closed = true
+	r.mu.Unlock()
+	r.cancel()
+	r.wg.Wait()
+	for _, s := range r.conf.Load().servers {
+		s.ex.close()
+	}
+}
+
+// Servers returns the servers in use, in the order they are asked.
+func (r *Resolver) Servers() []netip.AddrPort {
+	var as []netip.AddrPort
+	for _, s := range r.conf.Load().servers {
+		as = append(as, s.addr)
+	}
+	return as
+}
+
+// A returns the IPv4 addresses of a name.
+func (r *Resolver) A(ctx context.Context, name string) ([]netip.Addr, error) {
+	a := r.lookup(ctx, name, dns.TypeA)
+	return slices.Clone(a.addrs), a.error()
+}
+
+// AAAA returns the IPv6 addresses of a name.
+func (r *Resolver) AAAA(ctx context.Context, name string) ([]netip.Addr, error) {
+	a := r.lookup(ctx, name, dns.TypeAAAA)
+	return slices.Clone(a.addrs), a.error()
+}
+
+// Addrs returns the IPv4 and then the IPv6 addresses of a name. When only one
+// of the two could be had, it returns that and the other's temporary error.
+func (r *Resolver) Addrs(ctx context.Context, name string) ([]netip.Addr, error) {
+	f4, a4 := r.begin(ctx, name, dns.TypeA)
+	f6, a6 := r.begin(ctx, name, dns.TypeAAAA)
+	if f4 != nil {
+		a4 = f4.wait(ctx, name)
+	}
+	if f6 != nil {
+		a6 = f6.wait(ctx, name)
+	}
+	addrs := slices.Concat(a4.addrs, a6.addrs)
+	for _, a := range []*answer{a4, a6} {
+		if a.err != nil && !a.err.IsNotFound {
+			return addrs, a.err
+		}
+	}
+	if len(addrs) == 0 {
+		return nil, a4.err
+	}
+	return addrs, nil
+}
+
+// PTR returns the names of an address, as they came but without the final dot.
+// An IPv4-mapped address is the IPv4 address.
+func (r *Resolver) PTR(ctx context.Context, addr netip.Addr) ([]string, error) {
+	a := r.ptr(ctx, addr)
+	names := slices.Clone(a.strs)
+	for i, n := range names {
+		names[i] = strings.TrimSuffix(n, ".")
+	}
+	return names, a.error()
+}
+
+func (r *Resolver) ptr(ctx context.Context, addr netip.Addr) *answer {
+	arpa, err := dns.ReverseAddr(addr.Unmap().WithZone("").String())
+	if err != nil {
+		return notFound(addr.String())
+	}
+	return r.lookup(ctx, arpa, dns.TypePTR)
+}
+
+// TXT returns the TXT records of a name, the strings of each joined without
+// blanks. They are the bytes as they came, of any value, up to 64 kB.
+func (r *Resolver) TXT(ctx context.Context, name string) ([]string, error) {
+	a := r.lookup(ctx, name, dns.TypeTXT)
+	return slices.Clone(a.strs), a.error()
+}
+
+func (r *Resolver) lookup(ctx context.Context, name string, typ uint16) *answer {
+	f, a := r.begin(ctx, name, typ)
+	if f != nil {
+		a = f.wait(ctx, name)
+	}
+	return a
+}
+
+// begin returns the answer, or the flight that will bring it.
+func (r *Resolver) begin(ctx context.Context, name string, typ uint16) (*flight, *answer) {
+	k := key{canonical(name), typ}
+	if a := r.cache.get(k, time.Now()); a != nil {
+		r.count.hits.Inc()
+		return nil, a
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, ended(name, err)
+	}
+	q, err := newQuery(k)
+	if err != nil {
+		return nil, notFound(name)
+	}
+
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f := r.flights[k]; f != nil {
+		r.count.shared.Inc()
+		return f, nil
+	}
+	// A flight fills the cache before it is taken off the map.
+	if a := r.cache.get(k, time.Now()); a != nil {
+		r.count.hits.Inc()
+		return nil, a
+	}
+	if r.closed {
+		return nil, temporary(name, "resolver closed")
+	}
+	if len(r.flights) >= r.opts.MaxInFlight {
+		r.count.overload.Inc()
+		r.log.warn("too many queries in flight", slog.Int("limit", r.opts.MaxInFlight))
+		return nil, temporary(name, "too many queries in flight")
+	}
+	f := &flight{done: make(chan struct{})}
+	r.flights[k] = f
+	r.wg.Go(func() { r.fly(f, q) })
+	return f, nil
+}
+
+// fly asks the servers and hands the answer to the cache and those who wait.
+func (r *Resolver) fly(f *flight, q *query) {
+	start := time.Now()
+	r.count.queries[q.typ].Inc()
+	f.ans = r.ask(q, start)
+	now := time.Now()
+	r.count.seconds.Update(now.Sub(start).Seconds())
+	if err := f.ans.err; err != nil && !err.IsNotFound {
+		if err.IsTimeout {
+			r.count.timeouts.Inc()
+		} else {
+			r.count.failures.Inc()
+		}
+	}
+	if ttl := r.bound(f.ans); ttl > 0 && r.ctx.Err() == nil {
+		f.ans.expires = now.Add(ttl)
+		r.cache.put(q.key, f.ans)
+	}
+	r.mu.Lock()
+	delete(r.flights, q.key)
+	r.mu.Unlock()
+	close(f.done)
+}
+
+// ask is exchange, a panic being a temporary error: it must not end a filter.
+func (r *Resolver) ask(q *query, start time.Time) (a *answer) {
+	defer func() {
+		if p := recover(); p != nil {
+			r.log.warn("panic in a lookup", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
+			a = temporary(q.name, "internal error")
+		}
+	}()
+	r.checkConf(start)
+	return r.exchange(q)
+}
+
+// bound returns how long an answer is kept.
+func (r *Resolver) bound(a *answer) time.Duration {
+	o := &r.opts
+	switch {
+	case a.err == nil:
+		return min(max(a.ttl, o.MinTTL), o.MaxTTL)
+	case a.err.IsNotFound:
+		return min(max(a.ttl, o.MinTTL), o.MaxTTL, o.NegativeTTL)
+	}
+	return o.ErrorTTL
+}
+
+func (f *flight) wait(ctx context.Context, name string) *answer {
+	select {
+	case <-f.done:
+		return f.ans
+	default:
+	}
+	select {
+	case <-f.done:
+		return f.ans
+	case <-ctx.Done():
+		return ended(name, ctx.Err())
+	}
+}
+
+// error returns err as an error that is nil when err is.
+func (a *answer) error() error {
+	if a.err == nil {
+		return nil
+	}
+	return a.err
+}
+
+func notFound(name string) *answer {
+	return &answer{err: &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}}
+}
+
+func temporary(name, text string) *answer {
+	return &answer{err: &net.DNSError{Err: text, Name: name, IsTemporary: true}}
+}
+
+func timeout(name string) *answer {
+	return &answer{err: &net.DNSError{Err: "no answer in time", Name: name, IsTimeout: true, IsTemporary: true}}
+}
+
+// ended is the answer for a caller whose context is done.
+func ended(name string, err error) *answer {
+	return &answer{err: &net.DNSError{
+		UnwrapErr: err, Err: err.Error(), Name: name, IsTemporary: true,
+		IsTimeout: err == context.DeadlineExceeded,
+	}}
+}
+
+// canonical returns name in lower case (ASCII only) without the final dot.
+func canonical(name string) string {
+	if dns.IsFqdn(name) {
+		name = name[:len(name)-1]
+	}
+	for i := range len(name) {
+		if 'A' <= name[i] && name[i] <= 'Z' {
+			b := []byte(name)
+			for ; i < len(b); i++ {
+				b[i] = lower(b[i])
+			}
+			return string(b)
+		}
+	}
+	return name
+}
+
+func lower(c byte) byte {
+	if 'A' <= c && c <= 'Z' {
+		c += 'a' - 'A'
+	}
+	return c
+}

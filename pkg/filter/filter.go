@@ -200,10 +200,13 @@ func (f *Filter[S]) answer(s *Session[S], p Phase, arg string) Response {
 	}
 	d := &s.decided
 	if p == MailFrom {
-		d.endTx(f.decideAt)
+		s.endTx(f.decideAt)
 	}
 	if d.made {
-		return d.again(p)
+		if p == Commit && d.answer.decision == proto.Junk {
+			return Proceed() // it is too late
+		}
+		return d.answer
 	}
 	d.made, d.pending = true, true
 	return f.decide(s, p)

@@ -429,7 +429,7 @@ func TestStuckHandler(t *testing.T) {
 				<-block
 				return Reject(550, "", "late "+arg)
 			}
-			return Junk()
+			return Reject(550, "", "no")
 		})
 		f.OnDataLine(func(s *Session[int], line []byte, out *Lines) {
 			if stuck(s) {
@@ -450,10 +450,10 @@ func TestStuckHandler(t *testing.T) {
 			p.send(connect(1), connect(2))
 			p.send(what.ask+"\n"+ask(2, MailFrom, "b"), ask(1, proto.DataLine, "."))
 			time.Sleep(2100 * time.Millisecond)
-			p.want(result(2, MailFrom, "junk"))
+			p.want(result(2, MailFrom, "reject|550 no"))
 			p.said(session(1), "handler does not return")
 			p.send(ask(2, MailFrom, "b")) // and again, at once
-			p.want(result(2, MailFrom, "junk"))
+			p.want(result(2, MailFrom, "reject|550 no"))
 			time.Sleep(11 * time.Second)
 			p.want()
 			time.Sleep(2 * time.Second)
@@ -464,7 +464,7 @@ func TestStuckHandler(t *testing.T) {
 			close(block)
 			p.want()
 			p.send(report(1, proto.LinkDisconnect, ""), ask(2, MailFrom, "b"))
-			p.want(result(2, MailFrom, "junk"))
+			p.want(result(2, MailFrom, "reject|550 no"))
 		})
 		// One that returns in time answers itself.
 		play(t, f, func(p *peer) {
@@ -485,7 +485,7 @@ func TestStuckHandler(t *testing.T) {
 			p.send(what.ask + "\n" + ask(3, MailFrom, "c") + "\n" + ask(2, MailFrom, "b"))
 			p.in.Close()
 			time.Sleep(6 * time.Second)
-			p.want(result(2, MailFrom, "junk"), what.passed, result(3, MailFrom, "proceed"))
+			p.want(result(2, MailFrom, "reject|550 no"), what.passed, result(3, MailFrom, "proceed"))
 			<-p.done
 			close(block)
 		})
@@ -495,28 +495,28 @@ func TestStuckHandler(t *testing.T) {
 func TestDelay(t *testing.T) {
 	f := on(Ehlo, func(s *Session[none], arg string) Response {
 		d, _ := time.ParseDuration(arg)
-		return Junk().After(d)
+		return Reject(550, "", "no").After(d)
 	})
 	play(t, f, func(p *peer) {
 		p.send(connect(1), connect(2), ask(1, Ehlo, "5s"), ask(2, Ehlo, "0s"))
-		p.want(result(2, Ehlo, "junk"))
+		p.want(result(2, Ehlo, "reject|550 no"))
 		time.Sleep(4900 * time.Millisecond)
 		p.want()
 		time.Sleep(200 * time.Millisecond)
-		p.want(result(1, Ehlo, "junk"))
+		p.want(result(1, Ehlo, "reject|550 no"))
 
 		// One answer waits at most 30 s, a session 5 minutes in all.
 		start := time.Now()
 		for n := range 12 {
 			p.send(ask(2, Ehlo, "1h"))
 			time.Sleep(31 * time.Second)
-			p.want(result(2, Ehlo, "junk"))
+			p.want(result(2, Ehlo, "reject|550 no"))
 			if n == 9 && time.Since(start) != 310*time.Second {
 				t.Errorf("ten delays took %v", time.Since(start))
 			}
 		}
 		p.send(ask(2, Ehlo, "1h"))
-		p.want(result(2, Ehlo, "junk"))
+		p.want(result(2, Ehlo, "reject|550 no"))
 
 		// A hundred sessions wait, the next one does not.
 		for n := 100; n < 200; n++ {
@@ -524,10 +524,10 @@ func TestDelay(t *testing.T) {
 		}
 		p.want()
 		p.send(connect(3), ask(3, Ehlo, "10s"))
-		p.want(result(3, Ehlo, "junk"))
+		p.want(result(3, Ehlo, "reject|550 no"))
 		p.in.Close() // the delayed ones are answered, as decided
 		time.Sleep(2 * time.Second)
-		if got := strings.Count(p.out.take(), "|junk\n"); got != 100 {
+		if got := strings.Count(p.out.take(), "|reject|550 no\n"); got != 100 {
 			t.Errorf("%d answers at the end of the input, want 100", got)
 		}
 	})
@@ -767,6 +767,8 @@ func TestDecide(t *testing.T) {
 			{RcptTo, "junk", 1}, {RcptTo, "proceed", 1}, {Data, "proceed", 1}, {0, "", 1}, {RcptTo, "junk", 1}, {Data, "proceed", 1}}},
 		{"junk at data, each time", Data, Junk(), []step{
 			{MailFrom, "proceed", 0}, {Data, "junk", 1}, {Commit, "proceed", 1}, {0, "", 1}, {MailFrom, "proceed", 1}, {Data, "junk", 2}}},
+		{"junk at mail-from holds for the session", MailFrom, Junk(), []step{
+			{MailFrom, "junk", 1}, {RcptTo, "proceed", 1}, {0, "", 1}, {MailFrom, "proceed", 2}, {RcptTo, "proceed", 2}}},
 		{"at commit there is no junk", Data, Junk(), []step{{Commit, "proceed", 1}}},
 	}
 	for _, tt := range tests {

@@ -199,6 +199,7 @@ func (l *loop[S]) endOfInput() {
 	if l.in.err != nil && l.in.err != io.EOF {
 		l.core.complain("reading from smtpd", "err", l.in.err)
 	}
+	l.register() // even if it ended before smtpd was ready: then this is all there is to see
 	l.end()
 }
 
@@ -321,7 +322,7 @@ func (l *loop[S]) report(s *Session[S]) {
 		return
 	}
 	if l.line.Event == proto.TxReset {
-		s.decided.endTx(l.decideAt)
+		s.endTx(l.decideAt)
 	}
 	if h := l.onReport[l.line.Event]; h != nil {
 		s.req = request{}
@@ -607,7 +608,10 @@ func (l *loop[S]) result(s *Session[S], r Response) {
 	if err != nil {
 		l.core.log.Error(s.ID, "err", err)
 	}
-	s.decided.keep(s.req.phase, r, d)
+	if d == proto.Junk && !s.mark(s.req.phase) {
+		d = proto.Proceed
+	}
+	s.decided.keep(r)
 	l.put = proto.AppendResult(l.put, s.req.version, s.key, s.req.token, d, param)
 	s.req, s.until = request{}, time.Time{}
 }

@@ -25,6 +25,7 @@ type Session[S any] struct {
 	key     proto.ID
 	micros  int64 // time of the newest line
 	decided decided
+	junked  Phase // where smtpd was told to junk, 0 if it was not
 	msg     message
 
 	state   state
@@ -77,39 +78,38 @@ type decided struct {
 	made    bool     // in this scope
 	pending bool     // but not answered yet
 	answer  Response // the one that was given
-	junk    Phase    // where smtpd was told to junk, 0 if it was not
 }
 
-// keep takes what r came to at phase p.
-func (d *decided) keep(p Phase, r Response, done proto.Decision) {
+// keep takes the answer that is given.
+func (d *decided) keep(r Response) {
 	if d.pending {
 		d.pending = false
 		d.answer = r
 		d.answer.delay = 0 // a client waits once
 	}
-	if done == proto.Junk {
-		d.junk = p
-	}
 }
 
-// again returns the answer for a later request: a refusal is repeated, but what
-// is already marked as junk needs no mark, which would take the request from
-// the later filters of a chain.
-func (d *decided) again(p Phase) Response {
-	if d.answer.decision == proto.Junk && (d.junk != 0 || p == Commit) {
-		return Proceed()
+// mark notes that smtpd is told to junk at phase p, and reports whether that
+// says anything new. If not, it would only take the request from the later
+// filters of a chain.
+func (s *Session[S]) mark(p Phase) bool {
+	if s.junked != 0 {
+		return false
 	}
-	return d.answer
+	if p != Rset && p != Quit {
+		s.junked = p
+	}
+	return true
 }
 
-// endTx ends the scope of a transaction. Junk counts for the whole session if
-// it was given before there was one.
-func (d *decided) endTx(at Phase) {
-	if at >= MailFrom {
-		d.made = false
+// endTx ends what holds for one transaction: the decision, and a junk mark that
+// was given inside of it.
+func (s *Session[S]) endTx(decideAt Phase) {
+	if decideAt >= MailFrom {
+		s.decided.made = false
 	}
-	if d.junk > MailFrom {
-		d.junk = 0
+	if s.junked == RcptTo || s.junked == Data {
+		s.junked = 0
 	}
 }
 

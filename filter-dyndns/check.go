@@ -77,7 +77,7 @@ func (c *checker) newJudge() *rdns.Judge {
 
 // decide answers when the time has come. The name given in HELO may clear a
 // client that would not be let pass.
-func (c *checker) decide(s *filter.Session[state], asked filter.Phase) filter.Response {
+func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Response {
 	if s.Local.judged == nil {
 		return filter.Proceed()
 	}
@@ -87,11 +87,11 @@ func (c *checker) decide(s *filter.Session[state], asked filter.Phase) filter.Re
 	}
 	return filter.Await(s.Local.judged, func(f rdns.Finding, err error) filter.Response {
 		if err != nil || s.Helo == "" || c.action(f).name == "proceed" {
-			return c.conclude(s, asked, f, err)
+			return c.conclude(s, r.Phase, f, err)
 		}
 		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: s.Helo})
 		return filter.Await(again, func(f rdns.Finding, err error) filter.Response {
-			return c.conclude(s, asked, f, err)
+			return c.conclude(s, r.Phase, f, err)
 		})
 	})
 }

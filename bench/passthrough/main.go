@@ -13,7 +13,7 @@ func main() {
 		filter.Connect, filter.Helo, filter.Ehlo, filter.StartTLS, filter.Auth, filter.MailFrom,
 		filter.RcptTo, filter.Data, filter.Commit, filter.Rset, filter.Quit, filter.Noop,
 	} {
-		f.On(p, func(*filter.Session[struct{}], string) filter.Response { return filter.Proceed() })
+		f.On(p, func(*filter.Session[struct{}], filter.Request) filter.Response { return filter.Proceed() })
 	}
 	f.OnDataLine(func(_ *filter.Session[struct{}], line []byte, out *filter.Lines) { out.Put(line) })
 	os.Exit(f.Main())

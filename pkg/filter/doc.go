@@ -26,7 +26,7 @@
 //		})
 //	}
 //
-//	func (c *checker) decide(s *filter.Session[state], _ filter.Phase) filter.Response {
+//	func (c *checker) decide(s *filter.Session[state], _ filter.Request) filter.Response {
 //		return filter.Await(s.Local.listed, func(listed bool, err error) filter.Response {
 //			if listed && err == nil {
 //				return filter.Junk()

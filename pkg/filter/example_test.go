@@ -28,7 +28,7 @@ func Example() {
 			return lookup(ctx, addr)
 		})
 	})
-	f.Decide(filter.MailFrom, func(s *filter.Session[state], _ filter.Phase) filter.Response {
+	f.Decide(filter.MailFrom, func(s *filter.Session[state], _ filter.Request) filter.Response {
 		if s.User != "" { // one of ours
 			return filter.Proceed()
 		}

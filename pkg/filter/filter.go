@@ -33,6 +33,15 @@ const (
 	Noop     = proto.Noop
 )
 
+// Request is what smtpd asks.
+type Request struct {
+	Phase Phase
+	// Arg is the argument of the command: the name at helo and ehlo, the
+	// address without < and > at mail-from and rcpt-to. smtpd has checked its
+	// syntax and nothing else.
+	Arg string
+}
+
 // Options are the settings of a filter. The zero value works.
 type Options struct {
 	Log     *slog.Logger // default: slog.Default()
@@ -64,11 +73,11 @@ type Filter[S any] struct {
 	onSession  func(*Session[S])
 	onClose    func(*Session[S])
 	onReport   [proto.NumEvents]func(*Session[S], *proto.Line)
-	on         [proto.NumPhases]func(*Session[S], string) Response
+	on         [proto.NumPhases]func(*Session[S], Request) Response
 	onDataLine func(*Session[S], []byte, *Lines)
 	fields     []field[S]
 	decideAt   Phase
-	decide     func(*Session[S], Phase) Response
+	decide     func(*Session[S], Request) Response
 }
 
 // New returns a filter without handlers. S is what the program keeps of a
@@ -96,20 +105,19 @@ func (f *Filter[S]) OnReport(e proto.Event, h func(*Session[S], *proto.Line)) {
 	f.onReport[e] = h
 }
 
-// On sets what answers the requests of a phase. The argument is that of the
-// command: the name at helo and ehlo, the address at mail-from and rcpt-to, not
-// checked by smtpd in any way but for its syntax.
+// On sets what answers the requests of a phase.
 //
 // If an earlier filter of a chain junks, rewrites or refuses a command, later
 // filters are not asked for it. What has to be decided should use Decide.
-func (f *Filter[S]) On(p Phase, h func(s *Session[S], arg string) Response) { f.on[p] = h }
+func (f *Filter[S]) On(p Phase, h func(*Session[S], Request) Response) { f.on[p] = h }
 
 // Decide sets the decision of the filter: h is called at the first phase asked
 // at or after the given one, which is one of connect, helo, mail-from, rcpt-to,
-// data and commit (helo stands for ehlo too); h is told which. Before mail-from
-// it decides once for the session, and whatever the client does next gets the
-// same answer; from mail-from on it decides once for each transaction.
-func (f *Filter[S]) Decide(p Phase, h func(s *Session[S], asked Phase) Response) {
+// data and commit (helo stands for ehlo too). Before mail-from it decides once
+// for the session, and whatever the client does next gets the same answer; from
+// mail-from on it decides once for each transaction. Where there is a handler
+// set by On too, that one is called first, and must answer Proceed for h to be.
+func (f *Filter[S]) Decide(p Phase, h func(*Session[S], Request) Response) {
 	f.decideAt, f.decide = p, h
 }
 
@@ -191,23 +199,25 @@ func (f *Filter[S]) decides(p Phase) bool {
 }
 
 // answer calls the handlers for a request.
-func (f *Filter[S]) answer(s *Session[S], p Phase, arg string) Response {
-	if f.on[p] != nil {
-		return f.on[p](s, arg)
+func (f *Filter[S]) answer(s *Session[S], req Request) Response {
+	if h := f.on[req.Phase]; h != nil {
+		if r := h(s, req); r != Proceed() {
+			return r
+		}
 	}
-	if f.decide == nil || !f.decides(p) {
+	if f.decide == nil || !f.decides(req.Phase) {
 		return Proceed()
 	}
-	d := &s.decided
-	if p == MailFrom {
+	if req.Phase == MailFrom {
 		s.endTx(f.decideAt)
 	}
+	d := &s.decided
 	if d.made {
-		if p == Commit && d.answer.decision == proto.Junk {
+		if req.Phase == Commit && d.answer.decision == proto.Junk {
 			return Proceed() // it is too late
 		}
 		return d.answer
 	}
 	d.made, d.pending = true, true
-	return f.decide(s, p)
+	return f.decide(s, req)
 }

@@ -152,7 +152,7 @@ func data(n int, line string) string {
 type none = struct{}
 
 // on returns a filter with one handler.
-func on[S any](p Phase, h func(*Session[S], string) Response) func(Options) *Filter[S] {
+func on[S any](p Phase, h func(*Session[S], Request) Response) func(Options) *Filter[S] {
 	return func(o Options) *Filter[S] {
 		f := New[S](o)
 		f.On(p, h)
@@ -164,8 +164,8 @@ func TestRegistration(t *testing.T) {
 	f := New[none](Options{})
 	f.SetHeader("X-Test", func(*Session[none]) string { return "" })
 	f.OnReport(proto.TxCommit, func(*Session[none], *proto.Line) {})
-	f.On(Quit, func(*Session[none], string) Response { return Proceed() })
-	f.Decide(Helo, func(*Session[none], Phase) Response { return Proceed() })
+	f.On(Quit, func(*Session[none], Request) Response { return Proceed() })
+	f.Decide(Helo, func(*Session[none], Request) Response { return Proceed() })
 	var out bytes.Buffer
 	if err := f.Run(t.Context(), strings.NewReader("config|smtpd-version|x\nconfig|new|y\nconfig|ready\nconfig|ready\n"), &out); err != nil {
 		t.Fatal(err)
@@ -228,7 +228,7 @@ func TestAnswersAreSafe(t *testing.T) {
 		{Commit, Rewrite("x"), "proceed"},
 	}
 	for _, tt := range tests {
-		play(t, on(tt.phase, func(*Session[none], string) Response { return tt.r }), func(p *peer) {
+		play(t, on(tt.phase, func(*Session[none], Request) Response { return tt.r }), func(p *peer) {
 			p.send(connect(1), ask(1, tt.phase, "x"))
 			p.want(result(1, tt.phase, tt.want))
 		})
@@ -246,7 +246,7 @@ func TestWork(t *testing.T) {
 				s.Local.f = Go(s, 3*time.Second, work)
 			}
 		})
-		f.On(MailFrom, func(s *Session[state], _ string) Response {
+		f.On(MailFrom, func(s *Session[state], _ Request) Response {
 			if s.Local.f == nil {
 				return Proceed()
 			}
@@ -337,7 +337,7 @@ func TestWorkContext(t *testing.T) {
 
 // A request has a deadline, whatever its work does.
 func TestDeadline(t *testing.T) {
-	f := on(Data, func(s *Session[none], _ string) Response {
+	f := on(Data, func(s *Session[none], _ Request) Response {
 		slow := func(ctx context.Context) none { <-ctx.Done(); return none{} }
 		return Await(Go(s, 10*time.Second, slow), func(none, error) Response {
 			return Await(Go(s, 10*time.Second, slow), func(none, error) Response { return Reject(550, "", "never") })
@@ -358,10 +358,10 @@ func TestOrder(t *testing.T) {
 	var seen []string
 	f := func(o Options) *Filter[none] {
 		f := New[none](o)
-		f.On(RcptTo, func(s *Session[none], arg string) Response {
-			seen = append(seen, arg+" of "+s.Tx.From)
+		f.On(RcptTo, func(s *Session[none], r Request) Response {
+			seen = append(seen, r.Arg+" of "+s.Tx.From)
 			return Await(Go(s, time.Minute, func(context.Context) none { time.Sleep(time.Second); return none{} }),
-				func(none, error) Response { return Reject(550, "", arg) })
+				func(none, error) Response { return Reject(550, "", r.Arg) })
 		})
 		f.OnReport(proto.TxReset, func(s *Session[none], _ *proto.Line) { seen = append(seen, "reset") })
 		return f
@@ -385,8 +385,8 @@ func TestPanic(t *testing.T) {
 		})
 		f.OnClose(func(s *Session[int]) { panic("close") })
 		f.OnReport(proto.TxReset, func(s *Session[int], _ *proto.Line) { panic("report") })
-		f.On(Ehlo, func(s *Session[int], _ string) Response { panic("ehlo") })
-		f.On(MailFrom, func(s *Session[int], _ string) Response {
+		f.On(Ehlo, func(s *Session[int], _ Request) Response { panic("ehlo") })
+		f.On(MailFrom, func(s *Session[int], _ Request) Response {
 			return Await(Go(s, time.Second, func(context.Context) none { return none{} }), func(none, error) Response { panic("then") })
 		})
 		f.OnDataLine(func(s *Session[int], line []byte, out *Lines) {
@@ -424,10 +424,10 @@ func TestStuckHandler(t *testing.T) {
 	stuck := func(s *Session[int]) bool { return s.ID == session(1) || s.ID == session(3) }
 	f := func(o Options) *Filter[int] {
 		f := New[int](o)
-		f.On(MailFrom, func(s *Session[int], arg string) Response {
+		f.On(MailFrom, func(s *Session[int], r Request) Response {
 			if stuck(s) {
 				<-block
-				return Reject(550, "", "late "+arg)
+				return Reject(550, "", "late "+r.Arg)
 			}
 			return Reject(550, "", "no")
 		})
@@ -493,8 +493,8 @@ func TestStuckHandler(t *testing.T) {
 }
 
 func TestDelay(t *testing.T) {
-	f := on(Ehlo, func(s *Session[none], arg string) Response {
-		d, _ := time.ParseDuration(arg)
+	f := on(Ehlo, func(s *Session[none], r Request) Response {
+		d, _ := time.ParseDuration(r.Arg)
 		return Reject(550, "", "no").After(d)
 	})
 	play(t, f, func(p *peer) {
@@ -532,7 +532,7 @@ func TestDelay(t *testing.T) {
 		}
 	})
 	// A delay may follow work, and a panic of it.
-	g := on(Ehlo, func(s *Session[none], arg string) Response {
+	g := on(Ehlo, func(s *Session[none], r Request) Response {
 		return Await(Go(s, time.Second, func(context.Context) none { return none{} }),
 			func(none, error) Response { return Proceed().After(time.Second) })
 	})
@@ -546,8 +546,8 @@ func TestDelay(t *testing.T) {
 
 // At the end of the input all that was read is answered, within a second.
 func TestEnd(t *testing.T) {
-	f := on(MailFrom, func(s *Session[none], arg string) Response {
-		d, _ := time.ParseDuration(arg)
+	f := on(MailFrom, func(s *Session[none], r Request) Response {
+		d, _ := time.ParseDuration(r.Arg)
 		return Await(Go(s, time.Minute, func(context.Context) none { time.Sleep(d); return none{} }),
 			func(none, error) Response { return Junk() })
 	})
@@ -588,7 +588,7 @@ func TestBadInput(t *testing.T) {
 		report(7, proto.TxReset, "x"),
 		strings.Replace(report(1, proto.TxReset, ""), "tx-reset", "nosuch", 1),
 	}
-	f := on(Quit, func(s *Session[none], arg string) Response { return Junk() })
+	f := on(Quit, func(s *Session[none], r Request) Response { return Junk() })
 	play(t, f, func(p *peer) {
 		p.send(connect(1))
 		for _, l := range lines {
@@ -644,7 +644,7 @@ func TestBadInput(t *testing.T) {
 // Requests that repeat session and token are each answered.
 func TestRepeatedRequest(t *testing.T) {
 	n := 0
-	f := on(RcptTo, func(s *Session[none], arg string) Response { n++; return Reject(550, "", fmt.Sprint(n)) })
+	f := on(RcptTo, func(s *Session[none], r Request) Response { n++; return Reject(550, "", fmt.Sprint(n)) })
 	play(t, f, func(p *peer) {
 		p.send(connect(1), ask(1, RcptTo, "a"), ask(1, RcptTo, "a"), ask(1, RcptTo, "a"))
 		p.want(result(1, RcptTo, "reject|550 1"), result(1, RcptTo, "reject|550 2"), result(1, RcptTo, "reject|550 3"))
@@ -652,7 +652,7 @@ func TestRepeatedRequest(t *testing.T) {
 }
 
 func TestVersions(t *testing.T) {
-	f := on(Quit, func(s *Session[none], arg string) Response { return Reject(550, "", s.User+" "+s.Tx.From) })
+	f := on(Quit, func(s *Session[none], r Request) Response { return Reject(550, "", s.User+" "+s.Tx.From) })
 	tests := []struct{ version, auth, mail string }{
 		{"0.4", "we|ird|pass", "00000001|a|b@x.example|ok"},
 		{"0.6", "we|ird|pass", "00000001|ok|a|b@x.example"},
@@ -673,7 +673,7 @@ func TestVersions(t *testing.T) {
 }
 
 func TestSessionState(t *testing.T) {
-	f := on(Noop, func(s *Session[none], _ string) Response {
+	f := on(Noop, func(s *Session[none], _ Request) Response {
 		return Reject(550, "", fmt.Sprintf("%v %t %s %t %s %s %s %v %v", s.Src, s.Unix(), s.RDNS, s.FCrDNS, s.Helo, s.TLS, s.User, s.Tx, s.Time().UnixMicro()))
 	})
 	play(t, f, func(p *peer) {
@@ -730,7 +730,7 @@ func TestDecide(t *testing.T) {
 	f := func(at Phase) func(o Options) *Filter[none] {
 		return func(o Options) *Filter[none] {
 			f := New[none](o)
-			f.Decide(at, func(s *Session[none], asked Phase) Response {
+			f.Decide(at, func(s *Session[none], _ Request) Response {
 				calls++
 				return Await(Go(s, time.Second, func(context.Context) none { return none{} }), func(none, error) Response { return answer })
 			})
@@ -769,6 +769,8 @@ func TestDecide(t *testing.T) {
 			{MailFrom, "proceed", 0}, {Data, "junk", 1}, {Commit, "proceed", 1}, {0, "", 1}, {MailFrom, "proceed", 1}, {Data, "junk", 2}}},
 		{"junk at mail-from holds for the session", MailFrom, Junk(), []step{
 			{MailFrom, "junk", 1}, {RcptTo, "proceed", 1}, {0, "", 1}, {MailFrom, "proceed", 2}, {RcptTo, "proceed", 2}}},
+		{"nothing is decided yet", RcptTo, Undecided(), []step{
+			{RcptTo, "proceed", 1}, {RcptTo, "proceed", 2}, {Data, "proceed", 3}}},
 		{"at commit there is no junk", Data, Junk(), []step{{Commit, "proceed", 1}}},
 	}
 	for _, tt := range tests {
@@ -793,11 +795,31 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+// Where a phase has a handler of its own, Decide's comes after it.
+func TestOnAndDecide(t *testing.T) {
+	f := func(o Options) *Filter[none] {
+		f := New[none](o)
+		f.On(RcptTo, func(_ *Session[none], r Request) Response {
+			if r.Arg == "trap" {
+				return Reject(550, "", "trap")
+			}
+			return Proceed()
+		})
+		f.Decide(RcptTo, func(_ *Session[none], r Request) Response { return Reject(451, "", r.Phase.String()+" "+r.Arg) })
+		return f
+	}
+	play(t, f, func(p *peer) {
+		p.send(connect(1), ask(1, RcptTo, "trap"), ask(1, RcptTo, "a"), ask(1, RcptTo, "trap"), ask(1, Data, ""))
+		p.want(result(1, RcptTo, "reject|550 trap"), result(1, RcptTo, "reject|451 rcpt-to a"),
+			result(1, RcptTo, "reject|550 trap"), result(1, Data, "reject|451 rcpt-to a"))
+	})
+}
+
 // While the output is blocked nothing is read but what the buffers hold; lines
 // for a session that waits are bounded too.
 func TestBounds(t *testing.T) {
 	release := make(chan struct{})
-	f := on(MailFrom, func(s *Session[none], _ string) Response {
+	f := on(MailFrom, func(s *Session[none], _ Request) Response {
 		return Await(Go(s, 10*time.Second, func(context.Context) none { <-release; return none{} }),
 			func(none, error) Response { return Proceed() })
 	})
@@ -835,7 +857,7 @@ func TestBounds(t *testing.T) {
 func TestTooMuchWork(t *testing.T) {
 	release := make(chan struct{})
 	var busy int
-	f := on(Noop, func(s *Session[none], _ string) Response {
+	f := on(Noop, func(s *Session[none], _ Request) Response {
 		return Await(Go(s, time.Second, func(context.Context) none { <-release; return none{} }),
 			func(_ none, err error) Response {
 				if err == ErrBusy {

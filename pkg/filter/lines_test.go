@@ -180,7 +180,7 @@ func TestReader(t *testing.T) {
 	for _, size := range []int{1000, bufferSize, 1 << 30} {
 		var got []int
 		f := New[none](Options{Log: slog.New(slog.DiscardHandler)})
-		f.On(Noop, func(_ *Session[none], arg string) Response { got = append(got, len(arg)); return Proceed() })
+		f.On(Noop, func(_ *Session[none], r Request) Response { got = append(got, len(r.Arg)); return Proceed() })
 		var out bytes.Buffer
 		input := io.MultiReader(strings.NewReader("config|ready\n"+connect(1)+"\n"), &pieces{in.Bytes(), size})
 		if err := f.Run(t.Context(), input, &out); err != nil {

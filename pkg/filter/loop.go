@@ -389,8 +389,8 @@ func (l *loop[S]) request(s *Session[S]) {
 		l.result(s, Response{})
 		return
 	}
-	arg := string(l.line.Fields)
-	l.settle(s, l.call(s, func() Response { return l.answer(s, p, arg) }))
+	r := Request{p, string(l.line.Fields)}
+	l.settle(s, l.call(s, func() Response { return l.answer(s, r) }))
 }
 
 // dataLine passes one line of a message through the handler.

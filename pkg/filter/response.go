@@ -12,14 +12,19 @@ import (
 // Proceed. Handlers return it; nothing else can answer, so no request is
 // answered twice.
 type Response struct {
-	decision proto.Decision
-	param    string
-	delay    time.Duration
-	later    *later // set by Await
+	decision  proto.Decision
+	param     string
+	delay     time.Duration
+	undecided bool
+	later     *later // set by Await
 }
 
 // Proceed passes the request to the next filter of the chain and then to smtpd.
 func Proceed() Response { return Response{} }
+
+// Undecided is Proceed from a handler that wants to be asked again, at the next
+// phase. It is for handlers set by Decide.
+func Undecided() Response { return Response{undecided: true} }
 
 // Junk lets the mail pass, marked: smtpd adds "X-Spam: Yes" and a maildir with
 // the junk option delivers into .Junk. Up to and including mail-from it holds

@@ -84,6 +84,7 @@ type decided struct {
 func (d *decided) keep(r Response) {
 	if d.pending {
 		d.pending = false
+		d.made = !r.undecided
 		d.answer = r
 		d.answer.delay = 0 // a client waits once
 	}

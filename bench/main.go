@@ -33,6 +33,7 @@ func main() {
 	compare("20,000 sessions of 30 lines", messages, *runs, pass, awk, 1.5)
 	compare("200,000 sessions, no data lines", commands, *runs, pass, awk, 2)
 	idle(pass, 10_000)
+	names(*bin, dir, *runs)
 }
 
 func generate(path string, g *stream, sessions int) {
@@ -49,10 +50,13 @@ func compare(what, input string, runs int, ours, peer []string, limit float64) {
 		a = append(a, measure(ours, input))
 		b = append(b, measure(peer, input))
 	}
-	slices.Sort(a)
-	slices.Sort(b)
-	o, p := a[len(a)/2], b[len(b)/2]
+	o, p := middle(a), middle(b)
 	fmt.Printf("  %-34s %8s  mawk %8s  ratio %.2f (at most %.1f)\n", what, o.Round(time.Millisecond), p.Round(time.Millisecond), float64(o)/float64(p), limit)
+}
+
+func middle(d []time.Duration) time.Duration {
+	slices.Sort(d)
+	return d[len(d)/2]
 }
 
 func measure(command []string, input string) time.Duration {

@@ -90,8 +90,11 @@ func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Resp
 			return c.conclude(s, r.Phase, f, err)
 		}
 		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: s.Helo})
-		return filter.Await(again, func(f rdns.Finding, err error) filter.Response {
-			return c.conclude(s, r.Phase, f, err)
+		return filter.Await(again, func(cleared rdns.Finding, err error) filter.Response {
+			if err == nil {
+				f = cleared
+			}
+			return c.conclude(s, r.Phase, f, nil)
 		})
 	})
 }
@@ -175,11 +178,13 @@ func (c *checker) classify(path string, stdin io.Reader, stdout io.Writer) error
 		text := strings.TrimRight(line, "\r\n")
 		if text != "" && text[0] != '#' {
 			if addr, name, ok := addressAndName(text); ok {
-				f := rdns.Finding{Verdict: rdns.Classify(addr, name), Name: name}
-				if f.Class != rdns.None {
+				f := rdns.Finding{Verdict: rdns.Verdict{Class: rdns.None, Evidence: "no name"}}
+				if name != "" && name != rdns.Unknown {
 					f = j.Judge(context.Background(), rdns.Client{Addr: addr, Name: name, FCrDNS: true})
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", f.Class, addr, name, f.Evidence)
+				for _, field := range []string{f.Class.String(), "\t", addr.String(), "\t", name, "\t", f.Evidence, "\n"} {
+					w.WriteString(field)
+				}
 			} else if len(bad) < 100 {
 				bad = append(bad, fmt.Errorf("%s:%d: not an address, a TAB and a name", path, n))
 			}
@@ -195,17 +200,24 @@ func (c *checker) classify(path string, stdin io.Reader, stdout io.Writer) error
 	return errors.Join(append(bad, w.Flush())...)
 }
 
-func addressAndName(line string) (netip.Addr, string, bool) {
-	fields := strings.Split(line, "\t")
-	for i, f := range fields[:len(fields)-1] {
-		if addr, err := netip.ParseAddr(f); err == nil {
-			return addr, fields[i+1], true
+func addressAndName(line string) (addr netip.Addr, name string, ok bool) {
+	for {
+		field, rest, more := strings.Cut(line, "\t")
+		if !more {
+			return netip.Addr{}, "", false
 		}
+		// Most fields that are no address need no error made for them.
+		if strings.ContainsAny(field, ".:") {
+			if addr, err := netip.ParseAddr(field); err == nil {
+				name, _, _ = strings.Cut(rest, "\t")
+				return addr, name, true
+			}
+		}
+		line = rest
 	}
-	return netip.Addr{}, "", false
 }
 
-// check prints what would be done with a client, by what the DNS says now.
+// lookup prints what would be done with a client, by what the DNS says now.
 func (c *checker) lookup(addr netip.Addr, stdout io.Writer) error {
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	defer w.Flush()

@@ -2,6 +2,7 @@ package filter
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -215,27 +216,43 @@ func (p *pieces) Read(b []byte) (int, error) {
 
 // In the steady state a data line costs no allocation.
 func TestDataLineAllocs(t *testing.T) {
+	send := dataLines(t)
+	if allocs := testing.AllocsPerRun(100, send); allocs > 10 {
+		t.Errorf("%.0f allocations for 1000 data lines", allocs)
+	}
+}
+
+func BenchmarkThousandDataLines(b *testing.B) {
+	send := dataLines(b)
+	b.ReportAllocs()
+	for b.Loop() {
+		send()
+	}
+}
+
+// dataLines starts a filter that passes data lines, and returns a function that
+// sends a thousand and waits until they have come back.
+func dataLines(t testing.TB) (send func()) {
 	in, w := io.Pipe()
 	out := make(chan int, 100)
 	f := pass()
 	f.SetHeader("X-Test", func(*Session[none]) string { return "" })
 	done := make(chan struct{})
-	go func() { f.Run(t.Context(), in, counter(out)); close(done) }()
+	go func() { f.Run(context.Background(), in, counter(out)); close(done) }()
 	io.WriteString(w, "config|ready\n"+connect(1)+"\n")
 	<-out
 	lines := []byte(strings.Repeat(ask(1, proto.DataLine, "Lorem ipsum dolor sit amet")+"\n", 1000))
 	answer := 1000 * len(data(1, "Lorem ipsum dolor sit amet")+"\n")
-	allocs := testing.AllocsPerRun(100, func() {
+	t.Cleanup(func() {
+		w.Close()
+		<-done
+	})
+	return func() {
 		w.Write(lines)
 		for n := 0; n < answer; {
 			n += <-out
 		}
-	})
-	if allocs > 10 {
-		t.Errorf("%.0f allocations for 1000 data lines", allocs)
 	}
-	w.Close()
-	<-done
 }
 
 type counter chan int

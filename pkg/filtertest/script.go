@@ -140,7 +140,6 @@ type step struct {
 	line int
 	op   string
 	arg  []string
-	re   string
 }
 
 var sessionName = regexp.MustCompile(`^([a-z0-9]{1,8}|[0-9a-f]{16})$`)

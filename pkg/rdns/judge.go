@@ -79,48 +79,44 @@ func (j *Judge) Judge(ctx context.Context, c Client) Finding {
 	if rule, ok := j.Allow.Match(name); ok && name != "" {
 		return Finding{Verdict{Proper, "allow=" + rule.String()}, name}
 	}
+	var v Verdict
 	if name != "" && !cut {
-		if v := Classify(c.Addr, name); v.Class == Bogus {
+		if v = j.read(c.Addr, name); v.Class == Bogus {
 			return j.clear(ctx, c, Finding{v, name})
 		}
 	}
 
-	unclear := false
+	a := yes // the name resolves to the address
 	if name == "" || cut || !c.FCrDNS {
 		known := name
 		if cut {
 			known = ""
 		}
-		full, a := j.confirm(ctx, c.Addr, known)
-		switch {
-		case full == "" && a == no:
-			return Finding{Verdict{None, "no name"}, ""}
-		case full == "":
+		var full string
+		full, a = j.confirm(ctx, c.Addr, known)
+		if full == "" {
+			if a == no {
+				return Finding{Verdict{None, "no name"}, ""}
+			}
 			return Finding{Verdict{Proper, "dns=unclear"}, name}
-		case full != name:
+		}
+		if full != known {
 			name = full
 			if rule, ok := j.Allow.Match(name); ok {
 				return Finding{Verdict{Proper, "allow=" + rule.String()}, name}
 			}
-		}
-		if v := Classify(c.Addr, name); v.Class == Bogus {
-			return j.clear(ctx, c, Finding{v, name})
-		}
-		if a == no {
-			v := j.read(c.Addr, name)
-			if j.Mismatch || v.Class == Proper {
-				return Finding{Verdict{Mismatch, "name does not resolve to the address"}, name}
+			if v = j.read(c.Addr, name); v.Class == Bogus {
+				return j.clear(ctx, c, Finding{v, name})
 			}
-			return j.clear(ctx, c, Finding{v, name})
 		}
-		unclear = a == maybe
 	}
 
-	v := j.read(c.Addr, name)
-	if v.Class != Proper {
+	switch {
+	case a == no && (j.Mismatch || v.Class == Proper):
+		return Finding{Verdict{Mismatch, "name does not resolve to the address"}, name}
+	case v.Class != Proper:
 		return j.clear(ctx, c, Finding{v, name})
-	}
-	if unclear && v.Evidence == "" {
+	case a == maybe && v.Evidence == "":
 		v.Evidence = "dns=unclear"
 	}
 	return Finding{v, name}
@@ -128,10 +124,13 @@ func (j *Judge) Judge(ctx context.Context, c Client) Finding {
 
 // read judges by what a name says.
 func (j *Judge) read(addr netip.Addr, name string) Verdict {
-	if rule, ok := j.Match.Match(name); ok {
-		return Verdict{Dynamic, "match=" + rule.String()}
+	v := Classify(addr, name)
+	if v.Class != Bogus {
+		if rule, ok := j.Match.Match(name); ok {
+			return Verdict{Dynamic, "match=" + rule.String()}
+		}
 	}
-	return Classify(addr, name)
+	return v
 }
 
 // trim removes a trailing dot, which is all there is to the root.

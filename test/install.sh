@@ -1,0 +1,95 @@
+#!/bin/sh
+# Installs what the tests under test/ run against. As root, on Debian 12:
+#
+#	test/install.sh         everything
+#	test/install.sh demo    only what make demo needs
+#
+# What is there already is left alone, so it may run before every test.
+set -eu
+
+# opensmtpd    smtpd 6.8.0p2, protocol 0.6
+# iproute2     ip(8), to make every source address local in the tests' own network
+# debootstrap  fetches the Debian 13 root for smtpd 7.6, protocol 0.7, TLS and AUTH
+# mandoc       checks the manual pages
+packages="opensmtpd iproute2"
+[ "${1-}" = demo ] || packages="$packages debootstrap mandoc"
+
+# One root for all clones on the machine. Remove it to have it made again.
+cache=/var/cache/opensmtpd-filters
+root=$cache/trixie
+
+die() {
+	echo "install.sh: $*" >&2
+	exit 1
+}
+
+failed() {
+	tail -n 20 "$log" >&2
+	die "failed: $*"
+}
+
+run() { # a command whose output matters only when it fails
+	"$@" >"$log" 2>&1 </dev/null || failed "$@"
+}
+
+missing() {
+	for p in $packages; do
+		dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null | grep -qx installed || echo "$p"
+	done
+}
+
+command -v apt-get >/dev/null && [ -r /etc/debian_version ] ||
+	die "not a Debian system; the tests want Debian 12 with: $packages"
+
+need=$(missing | tr '\n' ' ')
+[ -d $root ] || [ "${1-}" = demo ] || need="$need$root "
+[ -n "$need" ] || exit 0
+[ "$(id -u)" = 0 ] || die "not root; missing: $need"
+
+mkdir -p $cache
+exec 9>$cache/lock
+flock 9 # two clones may ask at once
+log=$(mktemp)
+policy=/usr/sbin/policy-rc.d
+restore() {
+	rm -f "$log"
+	[ ! -e $policy.before ] || mv $policy.before $policy
+}
+trap restore EXIT
+trap 'exit 1' HUP INT TERM
+
+export DEBIAN_FRONTEND=noninteractive
+run apt-get update
+need=$(missing)
+if [ -n "$need" ]; then
+	# Else the package starts a mail server on port 25.
+	[ ! -e $policy ] || mv $policy $policy.before
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 755 $policy
+	# Another mail server of this machine is not ours to remove.
+	status=0
+	apt-get install -y --no-install-recommends --no-remove $need >"$log" 2>&1 </dev/null || status=$?
+	rm $policy
+	[ $status = 0 ] || failed apt-get install $need
+fi
+
+[ "${1-}" != demo ] && [ ! -d $root ] || exit 0
+
+# The mirror and the proxy that apt uses.
+mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' |
+	grep -m 1 '^https\?://') || mirror=http://deb.debian.org/debian
+eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
+export http_proxy="${http_proxy-}" https_proxy="${https_proxy-}"
+
+# Made beside its place and moved there when complete. The mounts of an
+# interrupted debootstrap end with its name space. smtpd 7.6 does not start
+# with TLS unless there are ca-certificates.
+rm -rf --one-file-system $root.part
+run unshare --mount debootstrap --force-check-gpg --variant=minbase \
+	--include=opensmtpd,ca-certificates trixie $root.part "$mirror"
+for f in hosts resolv.conf; do # places to mount the tests' own
+	rm -f $root.part/etc/$f
+	: >$root.part/etc/$f
+done
+rm -rf $root.part/var/cache/apt/archives/*.deb $root.part/var/lib/apt/lists/*
+mv $root.part $root

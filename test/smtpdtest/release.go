@@ -1,0 +1,80 @@
+//go:build linux
+
+package smtpdtest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// A Release is an smtpd the tests run against.
+type Release struct {
+	Version string // as in "OpenSMTPD 6.8.0p2"
+	Root    string // where it is installed, "/" or a root of its own
+	TLS     bool   // its server side TLS works, and so AUTH
+}
+
+// Releases returns the releases test/install.sh installs. Debian 12's 6.8
+// speaks protocol 0.6 and has no working TLS with OpenSSL 3.
+func Releases() []Release {
+	return []Release{
+		{Version: "6.8.0p2", Root: "/"},
+		{Version: "7.6.0", Root: "/var/cache/opensmtpd-filters/trixie", TLS: true},
+	}
+}
+
+// Ready returns an error that says what is missing to run r, and how to get
+// it.
+func (r Release) Ready() error {
+	if os.Getuid() != 0 {
+		return errors.New("real smtpd: not root; run as root after test/install.sh")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		return errors.New("real smtpd: ip (iproute2) is missing; run test/install.sh as root")
+	}
+	cmd := r.command("/usr/sbin/smtpd", "-h")
+	cmd.SysProcAttr.Cloneflags = namespaces
+	out, err := cmd.CombinedOutput()
+	if errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("real smtpd: may not make name spaces; a container needs --privileged (%w)", err)
+	}
+	if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+		return fmt.Errorf("real smtpd: OpenSMTPD %s is missing below %s; run test/install.sh as root (%w)", r.Version, r.Root, err)
+	}
+	version, _, _ := strings.Cut(string(out), "\n")
+	if !strings.Contains(version, "OpenSMTPD "+r.Version) {
+		return fmt.Errorf("real smtpd: want OpenSMTPD %s below %s, found %q; test/install.sh installs it on Debian 12", r.Version, r.Root, version)
+	}
+	return nil
+}
+
+// command makes a command that runs inside r's root.
+func (r Release) command(name string, args ...string) *exec.Cmd {
+	cmd := &exec.Cmd{Path: name, Args: append([]string{name}, args...), SysProcAttr: new(syscall.SysProcAttr)}
+	if r.Root != "/" {
+		cmd.SysProcAttr.Chroot = r.Root
+		cmd.Dir = "/"
+	}
+	return cmd
+}
+
+// Build builds packages of this module, given as "./filter-x", into the
+// folder bin, as static programs that run below any root.
+func Build(bin string, packages ...string) error {
+	top, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}").Output()
+	if err != nil {
+		return fmt.Errorf("go list -m: %w", err)
+	}
+	cmd := exec.Command("go", append([]string{"build", "-o", bin + string(filepath.Separator)}, packages...)...)
+	cmd.Dir = strings.TrimSpace(string(top))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", cmd, err, out)
+	}
+	return nil
+}

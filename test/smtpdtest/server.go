@@ -1,0 +1,505 @@
+//go:build linux
+
+package smtpdtest
+
+import (
+	"cmp"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"math/big"
+	"net/mail"
+	"net/netip"
+	"net/textproto"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/template"
+	"time"
+
+	"opensmtpd-filters/pkg/filtertest"
+)
+
+const (
+	// Hostname is the mail server's name. It takes mail for Domain.
+	Hostname = "mx.example.org"
+	Domain   = "example.org"
+
+	// Addr4 and Addr6 are the mail server's addresses.
+	Addr4 = "192.0.2.25"
+	Addr6 = "2001:db8::25"
+
+	// User may log in with Password where Config.TLS is set.
+	User     = "alice"
+	Password = "secret"
+
+	// Dir is the folder, as smtpd and the filters see it, of the programs,
+	// Config.Files and the mail.
+	Dir = "/run/test"
+
+	// patience limits every wait. Only a hang uses it up.
+	patience = 60 * time.Second
+)
+
+// passwordHash is crypt(3) of Password.
+const passwordHash = "$6$testtesttest$lw2q9PNfsMtN/yJv2RohGvrPpvmd/HvcvaRbeIfsKrgHSuP88VTZ9NYZU8vW9m6u0v/YoELWDYQ7iG1bE/lZU."
+
+// A Config describes a mail server. The zero value, but for Release, is one
+// without filters that takes any mail for Domain.
+type Config struct {
+	Release Release
+
+	// Bin is the folder of the filters' programs.
+	Bin string
+
+	// Filters are asked in this order. More than one make a chain.
+	Filters []Filter
+
+	// Zone is the script of a DNS server on 127.0.0.1:53. Without it there
+	// is none, and smtpd takes reverse names from Hosts.
+	Zone string
+
+	// Hosts is added to /etc/hosts.
+	Hosts string
+
+	// Resolv is /etc/resolv.conf. The default follows from Zone.
+	Resolv string
+
+	// Files are more files, name to content, placed in Dir.
+	Files map[string]string
+
+	// Users are the only users there are. Empty: every user exists.
+	Users []string
+
+	// TLS offers STARTTLS and AUTH. It needs Release.TLS.
+	TLS bool
+}
+
+// A Filter is one filter of smtpd.conf.
+type Filter struct {
+	Name    string
+	Command string // the program's name in Config.Bin, and arguments, as sh takes them
+	Builtin string // instead of Command, smtpd's own: "phase connect match !rdns junk"
+}
+
+var confTemplate = template.Must(template.New("smtpd.conf").
+	Funcs(template.FuncMap{"quote": func(s string) string { return strings.ReplaceAll(s, `"`, `\"`) }}).
+	Parse(`{{range .Filters}}filter "{{.Name}}" {{if .Builtin}}{{.Builtin}}{{else}}proc-exec "{{$.Dir}}/{{quote .Command}}"{{end}}
+{{end}}{{if gt (len .Filters) 1}}filter "chain" chain { {{range $i, $f := .Filters}}{{if $i}}, {{end}}"{{$f.Name}}"{{end}} }
+{{end}}{{if .TLS}}pki "mx" cert "{{.Dir}}/mx.crt"
+pki "mx" key "{{.Dir}}/mx.key"
+table "logins" file:{{.Dir}}/logins
+{{end}}{{if .Users}}table "users" { {{range $i, $u := .Users}}{{if $i}}, {{end}}"{{$u}}@{{$.Domain}}"{{end}} }
+{{end}}table "anyone" { "@{{.Domain}}" = "nobody" }
+{{range .Addrs}}listen on {{.}} port 25{{if $.TLS}} tls pki "mx" auth-optional <logins>{{end}} hostname {{$.Hostname}}{{with $.Filter}} filter "{{.}}"{{end}}
+{{end}}action "inbox" maildir "{{.Dir}}/mail/%{rcpt.user}" junk virtual <anyone>
+match from any for {{if .Users}}rcpt-to <users>{{else}}domain "{{.Domain}}"{{end}} action "inbox"
+`))
+
+// String returns the smtpd.conf of c.
+func (c Config) String() string {
+	filter := ""
+	switch len(c.Filters) {
+	case 0:
+	case 1:
+		filter = c.Filters[0].Name
+	default:
+		filter = "chain"
+	}
+	var b strings.Builder
+	err := confTemplate.Execute(&b, struct {
+		Config
+		Dir, Hostname, Domain, Filter string
+		Addrs                         []string
+	}{c, Dir, Hostname, Domain, filter, []string{Addr4, Addr6}})
+	if err != nil {
+		return err.Error()
+	}
+	return b.String()
+}
+
+// A Server is a running smtpd. There is one at a time: the paths of its
+// queue and its socket are compiled in.
+type Server struct {
+	DNS *filtertest.DNS // nil without Config.Zone
+
+	conf   Config
+	cmd    *exec.Cmd
+	exited chan struct{} // closed when smtpd has ended
+	mounts []string
+	log    string // what smtpd wrote, once it is stopped
+}
+
+// Start starts smtpd and waits until it greets, that is, until all filters
+// are ready.
+func Start(c Config) (*Server, error) {
+	if c.TLS && !c.Release.TLS {
+		return nil, fmt.Errorf("OpenSMTPD %s has no working TLS", c.Release.Version)
+	}
+	s := &Server{conf: c, exited: make(chan struct{})}
+	if err := s.prepare(); err != nil {
+		s.release()
+		return nil, err
+	}
+	log, err := os.Create(s.path("smtpd.log"))
+	if err != nil {
+		s.release()
+		return nil, err
+	}
+	defer log.Close()
+	s.cmd = c.Release.command("/usr/sbin/smtpd", "-d", "-v", "-T", "filters", "-f", Dir+"/smtpd.conf")
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	if err := s.cmd.Start(); err != nil {
+		s.release()
+		return nil, err
+	}
+	go func() {
+		_ = s.cmd.Wait() // the status says little: 0 also when a filter died
+		close(s.exited)
+	}()
+	if err := s.poll("smtpd greets", func() (bool, error) { return s.greets() == nil, nil }); err != nil {
+		err = errors.Join(err, s.Stop())
+		return nil, fmt.Errorf("%w\nsmtpd.log:\n%s", err, s.log)
+	}
+	return s, nil
+}
+
+// path is the place of a file of Dir as this program sees it.
+func (s *Server) path(name string) string { return filepath.Join(s.conf.Release.Root, Dir, name) }
+
+func (s *Server) prepare() error {
+	root := s.conf.Release.Root
+	for _, dir := range []string{"/run", "/var/spool"} { // smtpd makes its queue itself
+		if err := s.mount("none", filepath.Join(root, dir), "tmpfs", 0, "mode=755"); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(s.path("mail"), 0o755); err != nil {
+		return err
+	}
+	const nobody = 65534
+	if err := os.Chown(s.path("mail"), nobody, nobody); err != nil {
+		return err
+	}
+
+	files := map[string]string{"smtpd.conf": s.conf.String()}
+	if s.conf.TLS {
+		cert, key, err := certificate()
+		if err != nil {
+			return err
+		}
+		files["mx.crt"], files["mx.key"] = cert, key
+		files["logins"] = User + " " + passwordHash + "\n"
+	}
+	maps.Copy(files, s.conf.Files)
+	resolv := "lookup file\n" // smtpd's resolver reads hosts only
+	if s.conf.Zone != "" {
+		var err error
+		if s.DNS, err = filtertest.StartDNS("127.0.0.1:53", s.conf.Zone); err != nil {
+			return fmt.Errorf("DNS server: %w", err)
+		}
+		resolv = "nameserver 127.0.0.1\n"
+	}
+	files["resolv.conf"] = cmp.Or(s.conf.Resolv, resolv)
+	files["hosts"] = "127.0.0.1 localhost\n::1 localhost\n" + s.conf.Hosts
+	for name, text := range files {
+		mode := fs.FileMode(0o644)
+		if name == "mx.key" {
+			mode = 0o600 // else smtpd refuses it
+		}
+		if err := os.WriteFile(s.path(name), []byte(text), mode); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"hosts", "resolv.conf"} {
+		if err := s.bind(s.path(name), filepath.Join(root, "/etc", name)); err != nil {
+			return err
+		}
+	}
+	for _, f := range s.conf.Filters {
+		if f.Builtin != "" {
+			continue
+		}
+		program, _, _ := strings.Cut(f.Command, " ")
+		data, err := os.ReadFile(filepath.Join(s.conf.Bin, program))
+		if err != nil {
+			return err
+		}
+		if err := os.WriteFile(s.path(program), data, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *Server) mount(source, target, kind string, flags uintptr, data string) error {
+	if err := syscall.Mount(source, target, kind, flags, data); err != nil {
+		return fmt.Errorf("mount on %s: %w", target, err)
+	}
+	s.mounts = append(s.mounts, target)
+	return nil
+}
+
+// bind puts file in the place of target, which may be a link into /run
+// (resolv.conf often is), where nothing is now.
+func (s *Server) bind(file, target string) error {
+	if link, err := os.Readlink(target); err == nil {
+		if !filepath.IsAbs(link) {
+			link = filepath.Join(filepath.Dir(target), link)
+		}
+		if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
+			return err
+		}
+		target = link
+	}
+	if _, err := os.Stat(target); errors.Is(err, fs.ErrNotExist) {
+		if err := os.WriteFile(target, nil, 0o644); err != nil {
+			return err
+		}
+	}
+	return s.mount(file, target, "", syscall.MS_BIND, "")
+}
+
+// release gives back what prepare has taken.
+func (s *Server) release() {
+	if s.DNS != nil {
+		s.DNS.Close()
+	}
+	for _, m := range slices.Backward(s.mounts) {
+		_ = syscall.Unmount(m, syscall.MNT_DETACH)
+	}
+	s.mounts = nil
+}
+
+// certificate returns a self-signed certificate of Hostname and its key, PEM.
+func certificate() (cert, key string, err error) {
+	priv, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return "", "", err
+	}
+	now := time.Now()
+	t := &x509.Certificate{
+		SerialNumber: big.NewInt(1),
+		DNSNames:     []string{Hostname},
+		NotBefore:    now.Add(-time.Hour),
+		NotAfter:     now.Add(24 * time.Hour),
+	}
+	c, err := x509.CreateCertificate(rand.Reader, t, t, priv.Public(), priv)
+	if err != nil {
+		return "", "", err
+	}
+	k, err := x509.MarshalPKCS8PrivateKey(priv)
+	if err != nil {
+		return "", "", err
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: k})), nil
+}
+
+// poll waits until done says so, smtpd has ended, or patience is at its end.
+func (s *Server) poll(what string, done func() (bool, error)) error {
+	for deadline := time.Now().Add(patience); ; {
+		ok, err := done()
+		if ok || err != nil {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("waited %v in vain: %s", patience, what)
+		}
+		select {
+		case <-s.exited:
+			return fmt.Errorf("smtpd ended before: %s", what)
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// greets makes a connection from the host itself.
+func (s *Server) greets() error {
+	c, err := s.Dial("127.0.0.1")
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	r, err := c.Reply()
+	if err != nil {
+		return err
+	}
+	if r.Code != 220 {
+		return fmt.Errorf("greeted with %v", r)
+	}
+	_, err = c.Do("QUIT")
+	return err
+}
+
+// Check returns an error unless smtpd is well: it greets, and its log tells
+// of no dead filter or process.
+func (s *Server) Check() error {
+	var errs []error
+	if err := s.greets(); err != nil {
+		errs = append(errs, fmt.Errorf("smtpd does not greet: %w", err))
+	}
+	for line := range strings.Lines(s.Log()) {
+		for _, bad := range []string{"lost processor", "fatal", "lookup: ", "misbehaving", "exited abnormally", "smtpd: process"} {
+			if strings.Contains(line, bad) && !strings.HasPrefix(line, "debug:") {
+				errs = append(errs, fmt.Errorf("smtpd.log: %s", strings.TrimSpace(line)))
+				break
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Stop ends smtpd and waits until it and its filters are gone. The mail is
+// gone too; the log stays.
+func (s *Server) Stop() error {
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	var errs []error
+	select {
+	case <-s.exited:
+	case <-time.After(patience):
+		errs = append(errs, fmt.Errorf("smtpd runs on %v after SIGTERM", patience))
+		_ = s.cmd.Process.Kill()
+		<-s.exited
+	}
+	// smtpd does not wait for filters. They are to end at end of input.
+	deadline := time.Now().Add(patience)
+	for len(s.filters()) > 0 {
+		if time.Now().After(deadline) {
+			errs = append(errs, fmt.Errorf("run on %v after smtpd: %v", patience, s.filters()))
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	s.log = s.Log()
+	s.release()
+	return errors.Join(errs...)
+}
+
+// filters returns the programs of Dir that run, by process id.
+func (s *Server) filters() map[int]string {
+	programs := map[int]string{}
+	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
+	for _, e := range exes {
+		if p, err := os.Readlink(e); err == nil && strings.HasPrefix(p, s.path("")+"/") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+			programs[pid] = filepath.Base(p)
+		}
+	}
+	return programs
+}
+
+// Signal sends a signal to the filters that run this program.
+func (s *Server) Signal(program string, sig syscall.Signal) error {
+	found := false
+	for pid, p := range s.filters() {
+		if p == program {
+			found = true
+			if err := syscall.Kill(pid, sig); err != nil {
+				return err
+			}
+		}
+	}
+	if !found {
+		return fmt.Errorf("%s does not run", program)
+	}
+	return nil
+}
+
+// WriteFile replaces one of Config.Files.
+func (s *Server) WriteFile(name, text string) error {
+	return os.WriteFile(s.path(name), []byte(text), 0o644)
+}
+
+// Log returns what smtpd has logged so far, with the filters' own lines as
+// "NAME: text".
+func (s *Server) Log() string {
+	if len(s.mounts) == 0 {
+		return s.log
+	}
+	b, _ := os.ReadFile(s.path("smtpd.log"))
+	return string(b)
+}
+
+// WaitLog waits until a line of the log contains all of words, and returns
+// the first such line.
+func (s *Server) WaitLog(words ...string) (line string, err error) {
+	err = s.poll(fmt.Sprintf("a log line with %q", words), func() (bool, error) {
+		for line = range strings.Lines(s.Log()) {
+			if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+				return true, nil
+			}
+		}
+		return false, nil
+	})
+	return strings.TrimSpace(line), err
+}
+
+// A Message is a delivered mail.
+type Message struct {
+	Junk bool   // found in .Junk
+	Text string // as delivered, lines ending in LF
+}
+
+// Header returns the values of a header field. A message without a sound
+// header has none.
+func (m Message) Header(name string) []string {
+	msg, err := mail.ReadMessage(strings.NewReader(m.Text))
+	if err != nil {
+		return nil
+	}
+	return msg.Header[textproto.CanonicalMIMEHeaderKey(name)]
+}
+
+// Body returns what follows the header.
+func (m Message) Body() string {
+	_, body, _ := strings.Cut(m.Text, "\n\n")
+	return body
+}
+
+// Mail returns what was delivered to a user of Domain so far.
+func (s *Server) Mail(user string) ([]Message, error) {
+	var all []Message
+	for _, dir := range []string{"new", ".Junk/new"} {
+		files, err := filepath.Glob(filepath.Join(s.path("mail"), user, dir, "*"))
+		if err != nil {
+			return nil, err
+		}
+		for _, f := range files {
+			b, err := os.ReadFile(f)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, Message{Junk: dir != "new", Text: string(b)})
+		}
+	}
+	return all, nil
+}
+
+// WaitMail waits until n mails were delivered to the user.
+func (s *Server) WaitMail(user string, n int) (all []Message, err error) {
+	err = s.poll(fmt.Sprintf("%d mails for %s", n, user), func() (bool, error) {
+		var err error
+		all, err = s.Mail(user)
+		return len(all) >= n, err
+	})
+	return all, err
+}
+
+// listener returns the address that a client at src talks to.
+func listener(src netip.Addr) netip.AddrPort {
+	if src.Is4() {
+		return netip.AddrPortFrom(netip.MustParseAddr(Addr4), 25)
+	}
+	return netip.AddrPortFrom(netip.MustParseAddr(Addr6), 25)
+}

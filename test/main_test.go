@@ -28,6 +28,15 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
+// filters returns the names of the suite's programs.
+func filters() []string {
+	dirs, _ := filepath.Glob("../filter-*")
+	for i, d := range dirs {
+		dirs[i] = filepath.Base(d)
+	}
+	return dirs
+}
+
 // run runs the tests in name spaces of their own if there is a mail server
 // to run. Programs are built before, while there is a network.
 func run(m *testing.M) (status int, err error) {
@@ -42,7 +51,11 @@ func run(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(bin) }()
-	if err := smtpdtest.Build(bin, "./filter-dyndns", "./test/scripted"); err != nil {
+	programs := []string{"./test/scripted"}
+	for _, f := range filters() {
+		programs = append(programs, "./"+f)
+	}
+	if err := smtpdtest.Build(bin, programs...); err != nil {
 		return 1, err
 	}
 	if err := os.Setenv(binEnv, bin); err != nil {
@@ -80,11 +93,11 @@ func forEachSMTPD(t *testing.T, test func(t *testing.T, r smtpdtest.Release)) {
 // report a cached result after they have changed.
 func noteSources(t *testing.T) {
 	t.Helper()
-	roots, err := filepath.Glob("../filter-*")
-	if err != nil {
-		t.Fatal(err)
+	roots := []string{"../pkg", "scripted"}
+	for _, f := range filters() {
+		roots = append(roots, "../"+f)
 	}
-	for _, root := range append(roots, "../pkg", "scripted") {
+	for _, root := range roots {
 		err := filepath.WalkDir(root, func(_ string, _ fs.DirEntry, err error) error { return err })
 		if err != nil {
 			t.Fatal(err)

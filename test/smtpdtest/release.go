@@ -78,3 +78,18 @@ func Build(bin string, packages ...string) error {
 	}
 	return nil
 }
+
+// CheckConfig lets smtpd check an smtpd.conf, and returns what it says.
+func (r Release) CheckConfig(conf string) (output string, err error) {
+	f, err := os.CreateTemp(filepath.Join(r.Root, "tmp"), "smtpd.conf")
+	if err != nil {
+		return "", err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	if _, err := f.WriteString(conf); err != nil {
+		return "", err
+	}
+	out, err := r.command("/usr/sbin/smtpd", "-n", "-f", filepath.Join("/tmp", filepath.Base(f.Name()))).CombinedOutput()
+	return string(out), err
+}

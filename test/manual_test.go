@@ -1,0 +1,83 @@
+//go:build linux
+
+package test
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"opensmtpd-filters/test/smtpdtest"
+)
+
+func page(t *testing.T, filter string) string {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join("..", filter, filter+".8"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// The page and -h name the same flags.
+func TestManualFlags(t *testing.T) {
+	for _, filter := range filters() {
+		help, err := exec.Command(filepath.Join(os.Getenv(binEnv), filter), "-h").Output()
+		if err != nil {
+			t.Fatal(filter, err)
+		}
+		var shown, described []string
+		for _, m := range regexp.MustCompile(`(?m)^  -(\w+)`).FindAllStringSubmatch(string(help), -1) {
+			shown = append(shown, m[1])
+		}
+		for _, m := range regexp.MustCompile(`(?m)^\.It Fl (\w+)`).FindAllStringSubmatch(page(t, filter), -1) {
+			described = append(described, m[1])
+		}
+		slices.Sort(shown)
+		slices.Sort(described)
+		if described = slices.Compact(described); len(shown) < 5 || !slices.Equal(shown, described) {
+			t.Errorf("%s: -h shows %q, the page describes %q", filter, shown, described)
+		}
+	}
+}
+
+// Every smtpd.conf of the pages and of README.md is one.
+func TestManualExamples(t *testing.T) {
+	readme, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var examples []string
+	for block := range strings.SplitSeq(string(readme), "\n\n") {
+		if strings.HasPrefix(block, "    ") {
+			examples = append(examples, regexp.MustCompile(`(?m)^    `).ReplaceAllString(block, ""))
+		}
+	}
+	for _, filter := range filters() {
+		for _, m := range regexp.MustCompile(`(?s)\.Bd -literal[^\n]*\n(.*?)\.Ed`).FindAllStringSubmatch(page(t, filter), -1) {
+			examples = append(examples, strings.NewReplacer(`\e`, `\`, `\&`, "").Replace(m[1]))
+		}
+	}
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		n := 0
+		for _, e := range examples {
+			if !strings.Contains(e, "proc-exec") && !strings.HasPrefix(e, "filter ") {
+				continue
+			}
+			n++
+			if !strings.Contains(e, "\nmatch ") { // one to be added to what is there
+				e += "\naction \"local\" mbox\nmatch from any for local action \"local\"\n"
+			}
+			if out, err := r.CheckConfig(e); err != nil {
+				t.Errorf("%v\n%s\nin:\n%s", err, out, e)
+			}
+		}
+		if n < 6 {
+			t.Errorf("only %d examples found", n)
+		}
+	})
+}

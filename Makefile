@@ -20,7 +20,7 @@ all:
 
 # Real mail through a real smtpd. As root on Debian; installs smtpd if need be.
 demo: all
-	@${GO} run ./test/demo
+	@CGO_ENABLED=0 ${GO} run -trimpath ./test/demo
 
 # Everything but the race detector. As root it installs the servers it needs;
 # otherwise the tests that need them say so and are skipped.

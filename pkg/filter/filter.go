@@ -142,6 +142,8 @@ func (f *Filter[S]) Main() int {
 	// smtpd gives no signal when it ends; writing to it then must not kill us
 	// before everything is in order.
 	signal.Ignore(syscall.SIGPIPE)
+	// SIGHUP is for those who read files again. Nobody may be there to notice.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
 	if err := f.Run(ctx, os.Stdin, os.Stdout); err != nil {
 		f.opt.Log.Error(err.Error())
 		return 1

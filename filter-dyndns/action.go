@@ -103,6 +103,9 @@ func parseReply(s string) (reply, error) {
 		return reply{}, errors.New("not a code from 400 to 599, a blank and a text")
 	}
 	r := reply{code: code, text: text}
+	if enhancedCode(text) {
+		return reply{}, errors.New("no text after the codes")
+	}
 	if first, rest, ok := strings.Cut(text, " "); ok && enhancedCode(first) {
 		if first[0] != codeText[0] {
 			return reply{}, fmt.Errorf("%s does not go with %d", first, code)

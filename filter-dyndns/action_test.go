@@ -56,7 +56,7 @@ func TestReply(t *testing.T) {
 			t.Errorf("%q, %s %s: %q, want %q", tt.given, tt.class, tt.action, got, tt.want)
 		}
 	}
-	for _, given := range []string{"no", "550", "550 ", "250 ok", "600 x", "55 x", "5500 x", "550-5.7.1 x", "550 4.7.1 x", "550 %", "550 %x", "550 100%"} {
+	for _, given := range []string{"no", "550", "550 ", "250 ok", "600 x", "55 x", "5500 x", "550-5.7.1 x", "550 4.7.1 x", "550 %", "550 %x", "550 100%", "550 5.7.1"} {
 		if _, err := parseReplies(given); err == nil {
 			t.Errorf("-reply %q: no error", given)
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/ipset"
@@ -27,7 +28,9 @@ type state struct {
 
 // filter returns the filter with its handlers.
 func (c *checker) filter() *filter.Filter[state] {
-	f := filter.New[state](filter.Options{Log: c.log, Metrics: c.metrics})
+	// The DNS may be asked twice for one answer.
+	deadline := 2*c.flags.Timeout.Value + 5*time.Second
+	f := filter.New[state](filter.Options{Log: c.log, Metrics: c.metrics, Deadline: deadline})
 	f.OnSession(c.begin)
 	f.Decide(c.flags.phase, c.decide)
 	if c.flags.header {
@@ -78,6 +81,7 @@ func (c *checker) newJudge() *rdns.Judge {
 // decide answers when the time has come. The name given in HELO may clear a
 // client that would not be let pass.
 func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Response {
+	s.Local.decided = false
 	if s.Local.judged == nil {
 		return filter.Proceed()
 	}
@@ -85,11 +89,15 @@ func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Resp
 		c.log.Debug(s.ID, "filter", "dyndns", "action", "proceed", "addr", s.Src.Addr(), "why", "authenticated")
 		return filter.Proceed()
 	}
+	helo := s.Helo
+	if r.Phase == filter.Helo || r.Phase == filter.Ehlo {
+		helo = r.Arg // smtpd reports it once we have answered
+	}
 	return filter.Await(s.Local.judged, func(f rdns.Finding, err error) filter.Response {
-		if err != nil || s.Helo == "" || c.action(f).name == "proceed" {
+		if err != nil || helo == "" || c.action(f).name == "proceed" {
 			return c.conclude(s, r.Phase, f, err)
 		}
-		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: s.Helo})
+		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: helo})
 		return filter.Await(again, func(cleared rdns.Finding, err error) filter.Response {
 			if err == nil {
 				f = cleared

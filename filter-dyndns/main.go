@@ -122,6 +122,14 @@ func (f *flags) parse(args []string) error {
 	default:
 		errs = append(errs, fmt.Errorf("-phase %s: not one of connect, helo, mail-from, rcpt-to, data", f.phaseName))
 	}
+	for _, e := range f.expr {
+		if e = strings.TrimSpace(e); e == "" || e[0] == '#' || strings.Contains(e, "\n") {
+			errs = append(errs, fmt.Errorf("-expr %q: not an expression", e))
+		}
+	}
+	if f.checkName != "" && f.classify != "" {
+		errs = append(errs, errors.New("-check and -classify do not go together"))
+	}
 	if f.checkName != "" {
 		var err error
 		if f.check, err = netip.ParseAddr(f.checkName); err != nil {
@@ -191,7 +199,10 @@ func (c *checker) watch() (stop func()) {
 	}()
 	return func() {
 		cancel()
-		<-written
+		select {
+		case <-written:
+		case <-time.After(time.Second): // the file system hangs
+		}
 	}
 }
 

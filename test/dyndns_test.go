@@ -339,6 +339,7 @@ func TestDyndnsHeader(t *testing.T) {
 		"Subject: hello\r\n" +
 		"X-Rdns-Class: proper\r\n (folded)\r\n\tX-Rdns-Class: proper\r\n" +
 		"X-Rdns-Class : proper\r\n" +
+		".X-Rdns-Class: proper\r\n. (folded)\r\n" + // smtpd takes the dots away
 		"X-Rdns-Classes: kept\r\n" +
 		"X-RDNS-CLASS:\r\n proper\r\n" +
 		"\r\n" +

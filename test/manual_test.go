@@ -35,7 +35,9 @@ func TestManualFlags(t *testing.T) {
 			shown = append(shown, m[1])
 		}
 		for _, m := range regexp.MustCompile(`(?m)^\.It Fl (\w+)`).FindAllStringSubmatch(page(t, filter), -1) {
-			described = append(described, m[1])
+			if m[1] != "h" {
+				described = append(described, m[1])
+			}
 		}
 		slices.Sort(shown)
 		slices.Sort(described)

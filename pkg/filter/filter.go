@@ -53,8 +53,9 @@ type Options struct {
 	// limits of its own that are far below.
 	Deadline time.Duration
 
-	// Reports are the events to register instead of all that the fields of
-	// Session need. Those of other events stay empty.
+	// Reports are the events to register besides link-connect and
+	// link-disconnect, instead of all that the fields of Session need. Those of
+	// other events stay empty.
 	Reports []proto.Event
 
 	// Strict ends Run with an error on a line that would otherwise be logged
@@ -115,7 +116,7 @@ func (f *Filter[S]) On(p Phase, h func(*Session[S], Request) Response) { f.on[p]
 // at or after the given one, which is one of connect, helo, mail-from, rcpt-to,
 // data and commit (helo stands for ehlo too). Before mail-from it decides once
 // for the session, and whatever the client does next gets the same answer; from
-// mail-from on it decides once for each transaction. Where there is a handler
+// mail-from on it decides once for each transaction. (A Rewrite is not repeated.) Where there is a handler
 // set by On too, that one is called first, and must answer Proceed for h to be.
 func (f *Filter[S]) Decide(p Phase, h func(*Session[S], Request) Response) {
 	f.decideAt, f.decide = p, h
@@ -163,11 +164,12 @@ func (f *Filter[S]) reports() []proto.Event {
 	want := f.opt.Reports
 	if want == nil {
 		want = []proto.Event{
-			proto.LinkConnect, proto.LinkIdentify, proto.LinkTLS, proto.LinkAuth,
-			proto.LinkDisconnect, proto.TxMail, proto.TxRcpt, proto.TxReset,
+			proto.LinkIdentify, proto.LinkTLS, proto.LinkAuth,
+			proto.TxMail, proto.TxRcpt, proto.TxReset,
 		}
 	}
 	var set [proto.NumEvents]bool
+	set[proto.LinkConnect], set[proto.LinkDisconnect] = true, true
 	for _, e := range want {
 		set[e] = true
 	}
@@ -198,28 +200,4 @@ func (f *Filter[S]) decides(p Phase) bool {
 		return p >= f.decideAt
 	}
 	return false
-}
-
-// answer calls the handlers for a request.
-func (f *Filter[S]) answer(s *Session[S], req Request) Response {
-	if h := f.on[req.Phase]; h != nil {
-		if r := h(s, req); r != Proceed() {
-			return r
-		}
-	}
-	if f.decide == nil || !f.decides(req.Phase) {
-		return Proceed()
-	}
-	if req.Phase == MailFrom {
-		s.endTx(f.decideAt)
-	}
-	d := &s.decided
-	if d.made {
-		if req.Phase == Commit && d.answer.decision == proto.Junk {
-			return Proceed() // it is too late
-		}
-		return d.answer
-	}
-	d.made, d.pending = true, true
-	return f.decide(s, req)
 }

@@ -226,6 +226,7 @@ func TestAnswersAreSafe(t *testing.T) {
 		{RcptTo, Rewrite("a\nfilter-result"), "proceed"},
 		{Data, Rewrite("x"), "proceed"},
 		{Commit, Rewrite("x"), "proceed"},
+		{MailFrom, Rewrite(strings.Repeat("x", 70_000)), "proceed"},
 	}
 	for _, tt := range tests {
 		play(t, on(tt.phase, func(*Session[none], Request) Response { return tt.r }), func(p *peer) {
@@ -350,6 +351,64 @@ func TestDeadline(t *testing.T) {
 		time.Sleep(2 * time.Second)
 		p.want(result(1, Data, "proceed"))
 		p.said(session(1), "no answer in time", "phase=data")
+		// The work ends now; that must not answer the next request.
+		p.send(ask(1, Data, ""))
+		time.Sleep(14 * time.Second)
+		p.want()
+		time.Sleep(2 * time.Second)
+		p.want(result(1, Data, "proceed"))
+	})
+	// Each request has a deadline of its own.
+	g := on(Data, func(s *Session[none], _ Request) Response {
+		return Await(Go(s, 12*time.Second, func(context.Context) none { time.Sleep(11 * time.Second); return none{} }),
+			func(_ none, err error) Response { return Reject(550, "", fmt.Sprint(err)) })
+	})
+	play(t, g, func(p *peer) {
+		p.send(connect(1), ask(1, Data, ""), ask(1, Data, ""))
+		time.Sleep(30 * time.Second)
+		p.want(result(1, Data, "reject|550 <nil>"), result(1, Data, "reject|550 <nil>"))
+	})
+	// So has a handler that finds ever more to wait for, though all of it is there.
+	h := on(Data, func(s *Session[none], _ Request) Response {
+		done := Go(s, time.Second, func(context.Context) none { return none{} })
+		var again func(none, error) Response
+		again = func(none, error) Response { return Await(done, again) }
+		return Await(done, again)
+	})
+	play(t, h, func(p *peer) {
+		p.send(connect(1), ask(1, Data, ""))
+		p.want(result(1, Data, "proceed"))
+	})
+}
+
+// Work that ends when its time is over has its say.
+func TestWorkNotices(t *testing.T) {
+	f := on(Data, func(s *Session[none], _ Request) Response {
+		return Await(Go(s, 2*time.Second, func(ctx context.Context) string { <-ctx.Done(); return "unclear" }),
+			func(v string, err error) Response { return Reject(451, "", fmt.Sprint(v, err)) })
+	})
+	for range 20 {
+		play(t, f, func(p *peer) {
+			p.send(connect(1), ask(1, Data, ""))
+			time.Sleep(3 * time.Second)
+			p.want(result(1, Data, "reject|451 unclear<nil>"))
+		})
+	}
+	// Also after a signal.
+	g := on(Data, func(s *Session[none], _ Request) Response {
+		return Await(Go(s, 2*time.Second, func(ctx context.Context) error {
+			select {
+			case <-time.After(300 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			return ctx.Err()
+		}), func(v, err error) Response { return Reject(451, "", fmt.Sprint(v, err)) })
+	})
+	play(t, g, func(p *peer) {
+		p.send(connect(1), ask(1, Data, ""))
+		p.stop()
+		<-p.done
+		p.want(result(1, Data, "reject|451 <nil> <nil>"))
 	})
 }
 
@@ -414,6 +473,131 @@ func TestPanic(t *testing.T) {
 		p.send(connect(1), ask(1, Quit, ""))
 		p.want(result(1, Quit, "proceed"))
 		p.send(report(1, proto.LinkDisconnect, ""))
+	})
+}
+
+// What OnSession was to start may not be there.
+func TestAwaitNothing(t *testing.T) {
+	f := func(o Options) *Filter[*Future[none]] {
+		f := New[*Future[none]](o)
+		f.OnSession(func(s *Session[*Future[none]]) { panic("session") })
+		f.On(Data, func(s *Session[*Future[none]], _ Request) Response {
+			return Await(s.Local, func(_ none, err error) Response { return Reject(451, "", fmt.Sprint(err)) })
+		})
+		return f
+	}
+	play(t, f, func(p *peer) {
+		p.send(connect(1), ask(1, Data, ""))
+		p.want(result(1, Data, "reject|451 no work was started"))
+	})
+}
+
+// Whatever handler does not return, and whenever, the filter goes on and ends.
+func TestStuckAnywhere(t *testing.T) {
+	block := make(chan struct{})
+	stuck := map[string]func(f *Filter[int]){
+		"OnSession": func(f *Filter[int]) {
+			f.OnSession(func(s *Session[int]) {
+				if s.ID == session(1) {
+					<-block
+				}
+			})
+		},
+		"OnClose":  func(f *Filter[int]) { f.OnClose(func(*Session[int]) { <-block }) },
+		"OnReport": func(f *Filter[int]) { f.OnReport(proto.TxReset, func(*Session[int], *proto.Line) { <-block }) },
+		"then": func(f *Filter[int]) {
+			f.On(Noop, func(s *Session[int], _ Request) Response {
+				return Await(Go(s, time.Second, func(context.Context) none { return none{} }), func(none, error) Response { <-block; return Junk() })
+			})
+		},
+		"On before Decide": func(f *Filter[int]) {
+			f.On(RcptTo, func(*Session[int], Request) Response { <-block; return Proceed() })
+		},
+		"header": func(f *Filter[int]) { f.SetHeader("X-Test", func(*Session[int]) string { <-block; return "x" }) },
+	}
+	for name, set := range stuck {
+		for _, released := range []bool{false, true} {
+			t.Run(fmt.Sprint(name, released), func(t *testing.T) {
+				calls := 0
+				f := func(o Options) *Filter[int] {
+					f := New[int](o)
+					f.Decide(RcptTo, func(*Session[int], Request) Response { calls++; return Reject(550, "", "no") })
+					f.OnDataLine(func(_ *Session[int], line []byte, out *Lines) { calls++; out.Put(line) })
+					set(f)
+					return f
+				}
+				play(t, f, func(p *peer) {
+					block = make(chan struct{})
+					p.send(connect(1), report(1, proto.TxReset, "x"), ask(1, Noop, ""), ask(1, RcptTo, "a"),
+						ask(1, proto.DataLine, "A: x"), ask(1, proto.DataLine, "."), report(1, proto.LinkDisconnect, ""), connect(1), ask(1, Quit, ""))
+					if released {
+						time.Sleep(5 * time.Second)
+						close(block)
+					}
+					time.Sleep(time.Minute)
+					out := p.out.take()
+					if n := strings.Count(out, "filter-result|"+session(1)); n != 3 {
+						t.Errorf("%d answers, want 3:\n%s", n, out)
+					}
+					if n := strings.Count(out, "filter-dataline|"+session(1)); n < 2 || !strings.HasSuffix(strings.Split(out, "|.\n")[0], token(proto.DataLine)) {
+						t.Errorf("data lines:\n%s", out)
+					}
+					p.send(report(1, proto.TxReset, "x"), connect(2), ask(2, RcptTo, "a"), ask(2, proto.DataLine, "A: x"))
+					time.Sleep(time.Minute)
+					if out := p.out.take(); strings.Count(out, session(2)) < 2 {
+						t.Errorf("another session: %q", out)
+					}
+					start := time.Now()
+					p.in.Close()
+					<-p.done
+					if d := time.Since(start); d > 8*time.Second {
+						t.Errorf("the filter ended after %v", d)
+					}
+					if !released {
+						close(block)
+					}
+				})
+			})
+		}
+	}
+}
+
+// When nobody reads the answers any more, the filter ends.
+func TestOutputGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in, w := io.Pipe()
+		out, closed := io.Pipe()
+		done := make(chan error)
+		f := on(Noop, func(*Session[none], Request) Response { return Proceed() })(Options{Log: slog.New(slog.DiscardHandler)})
+		go func() { done <- f.Run(t.Context(), in, closed); in.Close() }()
+		out.Close()
+		io.WriteString(w, "config|ready\n")
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	// Or does not read them: a signal ends it all the same.
+	synctest.Test(t, func(t *testing.T) {
+		in, w := io.Pipe()
+		out, blocked := io.Pipe()
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error)
+		f := on(Noop, func(*Session[none], Request) Response { return Proceed() })(Options{Log: slog.New(slog.DiscardHandler)})
+		go func() { done <- f.Run(ctx, in, blocked); in.Close() }()
+		go func() {
+			io.WriteString(w, "config|ready\n"+connect(1)+"\n")
+			for {
+				if _, err := io.WriteString(w, ask(1, Noop, "")+"\n"); err != nil {
+					return
+				}
+			}
+		}()
+		time.Sleep(time.Second)
+		stop()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		out.Close()
 	})
 }
 
@@ -690,7 +874,8 @@ func TestSessionState(t *testing.T) {
 			report(1, proto.TxMail, "00000000|permfail|bad@x.example"))
 		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
 		p.send(report(1, proto.TxMail, "00000001|ok|a@x.example"), report(1, proto.TxMail, "00000001|permfail|b@x.example"),
-			report(1, proto.TxRcpt, "00000001|ok|1@x.example"), report(1, proto.TxRcpt, "00000001|permfail|2@x.example"), report(1, proto.TxRcpt, "00000001|ok|3@x.example"))
+			report(1, proto.TxRcpt, "00000001|ok|1@x.example"), report(1, proto.TxRcpt, "00000002|ok|4@x.example"),
+			strings.Replace(report(1, proto.TxRcpt, "00000001|ok|5@x.example"), "smtp-in", "smtp-out", 1), report(1, proto.TxRcpt, "00000001|permfail|2@x.example"), report(1, proto.TxRcpt, "00000001|ok|3@x.example"))
 		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {00000001 a@x.example [1@x.example 3@x.example]}")
 		p.send(report(1, proto.TxReset, "00000001"))
 		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
@@ -812,6 +997,85 @@ func TestOnAndDecide(t *testing.T) {
 		p.send(connect(1), ask(1, RcptTo, "trap"), ask(1, RcptTo, "a"), ask(1, RcptTo, "trap"), ask(1, Data, ""))
 		p.want(result(1, RcptTo, "reject|550 trap"), result(1, RcptTo, "reject|451 rcpt-to a"),
 			result(1, RcptTo, "reject|550 trap"), result(1, Data, "reject|451 rcpt-to a"))
+	})
+}
+
+// The decision waits for the handler before it, also if that one waits.
+func TestOnWaitsBeforeDecide(t *testing.T) {
+	f := func(o Options) *Filter[none] {
+		f := New[none](o)
+		f.On(MailFrom, func(s *Session[none], r Request) Response {
+			return Await(Go(s, time.Minute, func(context.Context) none { time.Sleep(time.Second); return none{} }),
+				func(none, error) Response {
+					if r.Arg == "trap" {
+						return Reject(550, "", "trap")
+					}
+					return Proceed().After(2 * time.Second)
+				})
+		})
+		f.Decide(MailFrom, func(s *Session[none], r Request) Response { return Rewrite("b@x.example") })
+		return f
+	}
+	play(t, f, func(p *peer) {
+		p.send(connect(1), ask(1, MailFrom, "trap"))
+		time.Sleep(1100 * time.Millisecond)
+		p.want(result(1, MailFrom, "reject|550 trap"))
+		p.send(ask(1, MailFrom, "a"))
+		time.Sleep(2900 * time.Millisecond)
+		p.want()
+		time.Sleep(200 * time.Millisecond)
+		p.want(result(1, MailFrom, "rewrite|<b@x.example>"))
+		p.send(ask(1, RcptTo, "bob@x.example")) // is not rewritten to it
+		p.want(result(1, RcptTo, "proceed"))
+	})
+}
+
+// Junk at NOOP holds for the transaction, if there is one.
+func TestJunkScope(t *testing.T) {
+	f := func(o Options) *Filter[none] {
+		f := New[none](o)
+		for _, p := range []Phase{Noop, RcptTo, Rset} {
+			f.On(p, func(*Session[none], Request) Response { return Junk() })
+		}
+		return f
+	}
+	play(t, f, func(p *peer) {
+		p.send(connect(1), ask(1, Rset, ""), report(1, proto.TxMail, "00000001|ok|a"), ask(1, Noop, ""), ask(1, RcptTo, ""), report(1, proto.TxReset, "00000001"),
+			report(1, proto.TxMail, "00000002|ok|a"), ask(1, RcptTo, ""), report(1, proto.TxReset, "00000002"), ask(1, Noop, ""), ask(1, RcptTo, ""))
+		p.want(result(1, Rset, "junk"), result(1, Noop, "junk"), result(1, RcptTo, "proceed"), result(1, RcptTo, "junk"), result(1, Noop, "junk"), result(1, RcptTo, "proceed"))
+	})
+}
+
+// Reading stops while too much work is under way, and goes on when it is done.
+func TestWorkBound(t *testing.T) {
+	release := make(chan struct{})
+	f := on(Noop, func(s *Session[none], _ Request) Response {
+		return Await(Go(s, time.Hour, func(context.Context) none { <-release; return none{} }), func(none, error) Response { return Proceed() })
+	})
+	play(t, f, func(p *peer) {
+		release = make(chan struct{})
+		for i := range maxWork {
+			p.send(connect(i+1), ask(i+1, Noop, ""))
+		}
+		sent := make(chan struct{})
+		go func() {
+			for range 3 * bufferSize / len(connect(1)) {
+				io.WriteString(p.in, connect(9999)+"\n")
+			}
+			close(sent)
+		}()
+		synctest.Wait()
+		select {
+		case <-sent:
+			t.Error("the filter has read on")
+		default:
+		}
+		close(release)
+		<-sent
+		p.send(connect(1), ask(1, Quit, ""))
+		if out := p.out.take(); strings.Count(out, "proceed") != maxWork+1 {
+			t.Errorf("%d answers, want %d", strings.Count(out, "proceed"), maxWork+1)
+		}
 	})
 }
 

@@ -12,6 +12,12 @@ import (
 // of it does not end.
 var ErrBusy = errors.New("too much work under way")
 
+var errNoWork = errors.New("no work was started")
+
+// lateness is what work may take to notice that its time is over. Work that does
+// has its result counted: it knows best what to say without an answer.
+const lateness = 100 * time.Millisecond
+
 // A Future is the result of work that a handler has started and does not wait
 // for.
 type Future[T any] struct {
@@ -23,8 +29,8 @@ type Future[T any] struct {
 }
 
 // Go starts work for a session, in a goroutine of its own, and returns at once.
-// The work has the given time: then its context ends, and the future is done
-// with context.DeadlineExceeded even if the work goes on. A panic is logged
+// The work has the given time: then its context ends, and a little later the future is done with
+// context.DeadlineExceeded if the work goes on. A panic is logged
 // and makes an error. The work must not touch the session; what it needs it is
 // given before.
 func Go[T, S any](s *Session[S], timeout time.Duration, work func(context.Context) T) *Future[T] {
@@ -37,7 +43,7 @@ func Go[T, S any](s *Session[S], timeout time.Duration, work func(context.Contex
 	}
 	ctx, cancel := context.WithTimeout(c.ctx, timeout)
 	// Whichever comes first ends the future; a late result is dropped.
-	late := time.AfterFunc(timeout, func() {
+	late := time.AfterFunc(timeout+lateness, func() {
 		if f.resolve(zero, context.DeadlineExceeded) {
 			c.abandon()
 		}
@@ -93,7 +99,13 @@ func (f *Future[T]) ready(wake func()) bool {
 // handler, with the result of the work or the error that f ended with:
 // context.DeadlineExceeded, ErrBusy or a panic. If that takes longer than the
 // deadline of the request, the answer is Proceed and then is not called.
+//
+// A nil future, of a session whose OnSession did not come that far, is an error
+// too.
 func Await[T any](f *Future[T], then func(T, error) Response) Response {
+	if f == nil {
+		f = &Future[T]{done: true, err: errNoWork}
+	}
 	return Response{later: &later{
 		ready: f.ready,
 		then:  func() Response { return then(f.value, f.err) },

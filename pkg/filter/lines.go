@@ -97,30 +97,10 @@ type field[S any] struct {
 	value func(*Session[S]) string
 }
 
-// dataLine puts what comes in place of line: the filter's header fields
-// before the first, nothing for a forged one, and what the handler says for
-// the others.
-func (f *Filter[S]) dataLine(s *Session[S], line []byte, out *Lines) {
-	if s.msg.part == start {
-		for _, h := range f.fields {
-			if v := h.value(s); v != "" {
-				out.Put([]byte(h.name + ": " + printable(v)))
-			}
-		}
-	}
-	if s.msg.part != body && f.forged(s, line) {
-		return
-	}
-	if f.onDataLine != nil {
-		f.onDataLine(s, line, out)
-	} else {
-		out.Put(line)
-	}
-}
-
 // forged reports whether a line of the header belongs to a field that only the
-// filter may set.
+// filter may set. smtpd removes a dot before it, whatever follows.
 func (f *Filter[S]) forged(s *Session[S], line []byte) bool {
+	line = bytes.TrimPrefix(line, []byte{'.'})
 	if len(line) > 0 && blank(line[0]) {
 		return s.msg.dropping
 	}

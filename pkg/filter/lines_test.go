@@ -103,6 +103,7 @@ func TestLongLines(t *testing.T) {
 		// Nothing but blanks never makes a line of its own.
 		{"0.6", true, "A:" + a(1990) + b(100), "A:(1990a)     $"},
 		{"0.6", true, b(3000) + "x", "(1997 )$(1003 )x$"},
+		{"0.6", true, "A:" + a(1995) + ".b", "A:(1995a)$ .b$"}, // not a dot
 	}
 	for _, tt := range tests {
 		before, after := []string{"Subject: x", ""}, []string{"."}
@@ -155,7 +156,7 @@ func TestSetHeader(t *testing.T) {
 	f.SetHeader("X-Class", func(*Session[none]) string { n++; return fmt.Sprintf("dynamic\r\n%d \xff", n) })
 	f.SetHeader("X-None", func(*Session[none]) string { return "" })
 	got := through(t, f, "0.7", []string{
-		"Received: from x", "\tby y", "X-CLASS: forged", "\tand more", " and more", "x-class : forged", "X-Class-2: kept", "X-None: forged",
+		"Received: from x", "\tby y", "X-CLASS: forged", "\tand more", " and more", "x-class : forged", ".X-Class: forged", ". and more", "X-Class-2: kept", "X-None: forged",
 		"X-Class no field", "Subject: x", "X-Class:", "", "X-Class: in the text", ".",
 		"X-Class: forged", "\tmore", "Subject: y", ".",
 		"", "X-Class: in the text", ".",

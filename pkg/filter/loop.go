@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -19,6 +20,7 @@ const (
 	stallAfter  = time.Second // a handler that takes longer is left behind
 	maxHeld     = 64 << 20    // bytes of lines that wait for their session
 	maxSessions = 100_000
+	maxTurns    = 100 // handlers called for one answer
 	dayMicros   = int64(24 * time.Hour / time.Microsecond)
 	hourMicros  = int64(time.Hour / time.Microsecond)
 )
@@ -42,6 +44,7 @@ type loop[S any] struct {
 	swept      int64
 	registered bool
 	busy       map[*Session[S]]bool // those in state waiting or stuck
+	draining   *Session[S]          // whose queue is being handled
 	held       int                  // bytes in the queues of sessions
 	delayed    int                  // sessions whose answer is delayed
 	ended      bool                 // nothing more is read
@@ -104,7 +107,8 @@ func newLoop[S any](ctx context.Context, f *Filter[S]) *loop[S] {
 }
 
 func (l *loop[S]) run(in io.Reader, out io.Writer) error {
-	work, cancel := context.WithCancel(l.core.ctx)
+	// What is under way when the signal comes may end.
+	work, cancel := context.WithCancel(context.WithoutCancel(l.core.ctx))
 	stop := l.core.ctx.Done()
 	l.stop = stop
 	l.core.ctx = work
@@ -116,15 +120,12 @@ func (l *loop[S]) run(in io.Reader, out io.Writer) error {
 	case <-stop:
 		select {
 		case <-l.finished:
-		case <-time.After(3 * grace):
-			cancel()
-			return nil // the output is blocked
+		case <-time.After(10 * grace): // the output is blocked
 		}
 	}
 	cancel()
 	l.watch.off()
 	close(l.quit)
-	close(l.out.full)
 	select {
 	case <-l.out.ended:
 	case <-time.After(grace):
@@ -165,11 +166,12 @@ func (l *loop[S]) lead() {
 			l.settleAll()
 		case <-l.out.failed:
 			// smtpd has gone.
-			close(l.finished)
-			return
+			l.ended = true
+			clear(l.busy)
 		}
 	}
 	l.flush()
+	close(l.out.full)
 	close(l.finished)
 }
 
@@ -213,10 +215,8 @@ func (l *loop[S]) end() {
 
 // settleAll answers everything that still waits.
 func (l *loop[S]) settleAll() {
-	for _, s := range l.sessions {
-		if s.state == waiting || s.state == stuck {
-			l.take(note[S]{s: s, gen: s.gen, what: expired})
-		}
+	for s := range l.busy {
+		l.take(note[S]{s: s, gen: s.gen, what: expired})
 	}
 }
 
@@ -326,27 +326,25 @@ func (l *loop[S]) report(s *Session[S]) {
 	}
 	if h := l.onReport[l.line.Event]; h != nil {
 		s.req = request{}
-		l.call(s, func() Response { h(s, l.line); return Response{} })
+		line := l.line // what a handler uses is its own: it may be left behind
+		l.call(s, func() Response { h(s, line); return Response{} })
 	}
 }
 
-// open begins a session. The id of old, if there is one, is used again.
+// open begins a session. The id may be that of an old one.
 func (l *loop[S]) open(old *Session[S]) {
 	link, err := proto.ParseLink(l.line.Fields)
 	if err != nil {
 		l.skip(l.line.Append(nil), err)
 		return
 	}
-	if old != nil {
-		l.close(old)
-	}
-	if len(l.sessions) >= maxSessions {
+	if old == nil && len(l.sessions) >= maxSessions {
 		l.core.complain("too many sessions", "limit", maxSessions)
 		return
 	}
 	s := &Session[S]{
 		ID:     l.line.Session.String(),
-		Src:    link.Src.AddrPort,
+		Src:    netip.AddrPortFrom(link.Src.Addr().Unmap(), link.Src.Port()),
 		RDNS:   link.RDNS,
 		FCrDNS: link.FCrDNS == proto.Pass,
 		run:    &l.core,
@@ -354,6 +352,9 @@ func (l *loop[S]) open(old *Session[S]) {
 		micros: l.line.Micros,
 	}
 	l.sessions[s.key] = s
+	if old != nil {
+		l.closed(old)
+	}
 	if l.onSession != nil {
 		l.call(s, func() Response { l.onSession(s); return Response{} })
 	}
@@ -361,6 +362,10 @@ func (l *loop[S]) open(old *Session[S]) {
 
 func (l *loop[S]) close(s *Session[S]) {
 	delete(l.sessions, s.key)
+	l.closed(s)
+}
+
+func (l *loop[S]) closed(s *Session[S]) {
 	if l.onClose != nil && s.state != lost {
 		s.req = request{}
 		l.call(s, func() Response { l.onClose(s); return Response{} })
@@ -370,18 +375,17 @@ func (l *loop[S]) close(s *Session[S]) {
 func (l *loop[S]) request(s *Session[S]) {
 	p := l.line.Phase
 	l.core.count.requests[p].Inc()
-	req := request{phase: p, version: l.line.Version, token: l.line.Token}
 	if s == nil {
 		if l.opt.Strict {
 			l.skip(l.line.Append(nil), errors.New("request for an unknown session"))
 			return
 		}
 		l.core.complain("request for an unknown session", "phase", p)
-		l.put = proto.AppendResult(l.put, req.version, l.line.Session, req.token, proto.Proceed, "")
+		l.put = proto.AppendResult(l.put, l.line.Version, l.line.Session, l.line.Token, proto.Proceed, "")
 		return
 	}
 	s.micros = l.line.Micros
-	s.req = req
+	s.req = request{Request{Phase: p}, l.line.Version, l.line.Token, false}
 	if p == proto.Data {
 		s.msg = message{}
 	}
@@ -389,11 +393,34 @@ func (l *loop[S]) request(s *Session[S]) {
 		l.result(s, Response{})
 		return
 	}
-	r := Request{p, string(l.line.Fields)}
-	l.settle(s, l.call(s, func() Response { return l.answer(s, r) }))
+	s.req.Arg = string(l.line.Fields)
+	req := s.req.Request
+	s.req.decide = l.decide != nil && l.decides(p)
+	var r Response
+	if h := l.on[p]; h != nil {
+		r = l.call(s, func() Response { return h(s, req) })
+	}
+	l.settle(s, r)
 }
 
-// dataLine passes one line of a message through the handler.
+// decision is what Decide has to say to the request of s.
+func (l *loop[S]) decision(s *Session[S]) Response {
+	p, d := s.req.Phase, &s.decided
+	if p == MailFrom {
+		s.endTx(l.decideAt)
+	}
+	if d.made {
+		if p == Commit && d.answer.decision == proto.Junk {
+			return Proceed() // it is too late
+		}
+		return d.answer
+	}
+	d.made, d.pending = true, true
+	req := s.req.Request
+	return l.call(s, func() Response { return l.decide(s, req) })
+}
+
+// dataLine passes one line of a message through the handlers.
 func (l *loop[S]) dataLine(s *Session[S]) {
 	text := l.line.Fields
 	if s == nil {
@@ -401,18 +428,29 @@ func (l *loop[S]) dataLine(s *Session[S]) {
 			l.skip(l.line.Append(nil), errors.New("line for an unknown session"))
 			return
 		}
-		s = &Session[S]{key: l.line.Session, state: lost}
+		s = &Session[S]{key: l.line.Session, state: lost, msg: message{part: body}}
 	}
 	s.micros = l.line.Micros
-	s.req = request{proto.DataLine, l.line.Version, l.line.Token}
+	s.req = request{Request{Phase: proto.DataLine}, l.line.Version, l.line.Token, false}
 	if s.state == lost || len(text) == 1 && text[0] == '.' {
+		l.echo(s, text)
+		return
+	}
+	if s.msg.part == start {
+		l.setFields(s)
+	}
+	if s.msg.part != body && l.forged(s, text) {
+		s.msg.pass(text)
+		return
+	}
+	if l.onDataLine == nil {
 		l.echo(s, text)
 		return
 	}
 	l.begin(s)
 	o, done := l.lines, false
 	l.call(s, func() Response {
-		l.Filter.dataLine(s, text, o)
+		l.onDataLine(s, text, o)
 		done = true
 		return Response{}
 	})
@@ -422,6 +460,20 @@ func (l *loop[S]) dataLine(s *Session[S]) {
 	}
 	l.put = o.buf
 	s.msg.pass(text)
+}
+
+// setFields puts the header fields of the filter, before the first line of a
+// message.
+func (l *loop[S]) setFields(s *Session[S]) {
+	for _, f := range l.fields {
+		value := ""
+		l.call(s, func() Response { value = f.value(s); return Response{} })
+		if value != "" {
+			l.begin(s)
+			l.lines.Put([]byte(f.name + ": " + printable(value)))
+			l.put = l.lines.buf
+		}
+	}
 }
 
 // begin makes l.lines take what comes in place of a data line.
@@ -475,8 +527,8 @@ func (l *loop[S]) recovered(s *Session[S], h func() Response) (r Response) {
 // What that handler may still be using is left to it.
 func (l *loop[S]) takeOver() {
 	s := l.cur
-	l.core.log.Error(s.ID, "err", "handler does not return", "phase", s.req.phase)
-	if s.req.phase == proto.DataLine {
+	l.core.log.Error(s.ID, "err", "handler does not return", "phase", s.req.Phase)
+	if s.req.Phase == proto.DataLine {
 		s.line = bytes.Clone(l.line.Fields)
 	}
 	l.line, l.lines, l.put = new(proto.Line), new(Lines), append(make([]byte, 0, bufferSize), l.put...)
@@ -486,6 +538,9 @@ func (l *loop[S]) takeOver() {
 	}
 	l.watch.on()
 	l.wait(s, stuck, expired, max(0, l.opt.Deadline-2*stallAfter))
+	if d := l.draining; d != nil {
+		l.drain(d)
+	}
 	if l.hurrying {
 		l.settleAll()
 	}
@@ -494,33 +549,48 @@ func (l *loop[S]) takeOver() {
 
 // settle brings r to an answer, at once or by a note.
 func (l *loop[S]) settle(s *Session[S], r Response) {
-	for r.later != nil {
-		now := time.Now()
-		if s.until.IsZero() {
-			s.until = now.Add(l.opt.Deadline)
-		}
-		if l.hurrying || now.After(s.until) {
-			r = Response{}
-			break
-		}
-		s.gen++
-		if !r.later.ready(l.notify(s, ready)) {
-			s.later = r.later
-			l.wait(s, waiting, expired, s.until.Sub(now))
+	delay := r.delay
+	for turns := 0; ; turns++ {
+		switch {
+		case r.later != nil:
+			now := time.Now()
+			if s.until.IsZero() {
+				s.until = now.Add(l.opt.Deadline)
+			}
+			if l.hurrying || now.After(s.until) || turns > maxTurns {
+				r = Response{}
+				continue
+			}
+			s.gen++
+			if !r.later.ready(l.notify(s, ready)) {
+				s.later, s.answer = r.later, Response{delay: delay}
+				l.wait(s, waiting, expired, s.until.Sub(now))
+				return
+			}
+			r = l.call(s, r.later.then)
+		case s.req.decide && r.decision == "":
+			s.req.decide = false
+			r = l.decision(s)
+		default:
+			l.delay(s, r, max(delay, r.delay))
 			return
 		}
-		r = l.call(s, r.later.then)
+		delay = max(delay, r.delay)
 	}
-	d := min(r.delay, maxDelaySession-s.delayed)
-	if d > 0 && l.delayed < maxDelayed && !l.hurrying {
-		s.gen++
-		s.delayed += d
-		l.delayed++
-		s.later, s.answer = nil, r
-		l.wait(s, waiting, due, d)
+}
+
+// delay answers with r after d, within the bounds.
+func (l *loop[S]) delay(s *Session[S], r Response, d time.Duration) {
+	d = min(d, maxDelaySession-s.delayed)
+	if d <= 0 || l.delayed >= maxDelayed || l.hurrying {
+		l.result(s, r)
 		return
 	}
-	l.result(s, r)
+	s.gen++
+	s.delayed += d
+	l.delayed++
+	s.later, s.answer = nil, r
+	l.wait(s, waiting, due, d)
 }
 
 // wait puts a session to rest until a note comes: w after d, or another.
@@ -560,12 +630,15 @@ func (l *loop[S]) take(n note[S]) {
 	}
 	switch n.what {
 	case ready:
-		l.settle(s, l.call(s, later.then))
+		delay := s.answer.delay
+		r := l.call(s, later.then)
+		r.delay = max(r.delay, delay)
+		l.settle(s, r)
 	case due:
 		l.result(s, n.r)
 	case expired:
 		l.core.count.expired.Inc()
-		l.core.log.Warn(s.ID, "err", "no answer in time, passed", "phase", s.req.phase)
+		l.core.log.Warn(s.ID, "err", "no answer in time, passed", "phase", s.req.Phase)
 		if was == stuck {
 			s.state = lost
 		}
@@ -578,7 +651,8 @@ func (l *loop[S]) take(n note[S]) {
 
 // pass answers what a handler has not answered in time.
 func (l *loop[S]) pass(s *Session[S], r Response) {
-	switch s.req.phase {
+	s.req.decide = s.req.decide && s.state == idle
+	switch s.req.Phase {
 	case 0:
 	case proto.DataLine:
 		l.echo(s, s.line)
@@ -590,6 +664,7 @@ func (l *loop[S]) pass(s *Session[S], r Response) {
 
 // drain handles the lines that have come while the session waited.
 func (l *loop[S]) drain(s *Session[S]) {
+	l.draining = s
 	for len(s.queue) > 0 && (s.state == idle || s.state == lost) {
 		line := s.queue[0]
 		s.queue[0] = nil
@@ -600,15 +675,16 @@ func (l *loop[S]) drain(s *Session[S]) {
 	if len(s.queue) == 0 {
 		s.queue = nil
 	}
+	l.draining = nil
 }
 
 // result writes the answer to the request of s.
 func (l *loop[S]) result(s *Session[S], r Response) {
-	d, param, err := r.fit(s.req.phase)
+	d, param, err := r.fit(s.req.Phase)
 	if err != nil {
 		l.core.log.Error(s.ID, "err", err)
 	}
-	if d == proto.Junk && !s.mark(s.req.phase) {
+	if d == proto.Junk && !s.mark(s.req.Phase) {
 		d = proto.Proceed
 	}
 	s.decided.keep(r)

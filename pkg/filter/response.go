@@ -67,7 +67,10 @@ const (
 	maxDelayed      = 100              // sessions at once; further ones are not delayed
 )
 
-const maxReply = 500
+const (
+	maxReply   = 500  // bytes
+	maxRewrite = 1000 // bytes; an SMTP command has at most 2047 in smtpd
+)
 
 // reply makes a reply line that smtpd takes: "[45]dd text". smtpd disconnects
 // with "421 Internal server error" for any other.
@@ -126,8 +129,8 @@ func (r Response) fit(phase proto.Phase) (proto.Decision, string, error) {
 		return r.decision, r.param, nil
 	case proto.Rewrite:
 		param := r.param
-		if param == "" && phase != proto.MailFrom || strings.ContainsAny(param, "\r\n\x00") {
-			return proto.Proceed, "", fmt.Errorf("cannot rewrite to %q", param)
+		if param == "" && phase != proto.MailFrom || len(param) > maxRewrite || strings.ContainsAny(param, "\r\n\x00") {
+			return proto.Proceed, "", fmt.Errorf("cannot rewrite to %.100q", param)
 		}
 		switch phase {
 		case proto.Helo, proto.Ehlo:

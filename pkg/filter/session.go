@@ -25,7 +25,7 @@ type Session[S any] struct {
 	key     proto.ID
 	micros  int64 // time of the newest line
 	decided decided
-	junked  Phase // where smtpd was told to junk, 0 if it was not
+	junked  scope // what smtpd was told to junk
 	msg     message
 
 	state   state
@@ -68,9 +68,10 @@ const (
 
 // request is the request being answered.
 type request struct {
-	phase   proto.Phase // 0: none
+	Request // phase 0: none
 	version proto.Version
 	token   proto.ID
+	decide  bool // Decide has not had its say
 }
 
 // decided is what is kept of a session for Decide.
@@ -87,19 +88,36 @@ func (d *decided) keep(r Response) {
 		d.made = !r.undecided
 		d.answer = r
 		d.answer.delay = 0 // a client waits once
+		if r.decision == proto.Rewrite {
+			d.answer = Proceed() // was for that command
+		}
 	}
 }
+
+// scope is what a decision holds for.
+type scope uint8
+
+const (
+	nothing scope = iota
+	transaction
+	connection
+)
 
 // mark notes that smtpd is told to junk at phase p, and reports whether that
 // says anything new. If not, it would only take the request from the later
 // filters of a chain.
 func (s *Session[S]) mark(p Phase) bool {
-	if s.junked != 0 {
+	of := connection
+	switch {
+	case p == Rset || p == Quit:
+		of = nothing // smtpd does nothing
+	case p == RcptTo || p == Data || s.Tx.ID != "":
+		of = transaction
+	}
+	if s.junked >= of && s.junked != nothing {
 		return false
 	}
-	if p != Rset && p != Quit {
-		s.junked = p
-	}
+	s.junked = of
 	return true
 }
 
@@ -109,8 +127,8 @@ func (s *Session[S]) endTx(decideAt Phase) {
 	if decideAt >= MailFrom {
 		s.decided.made = false
 	}
-	if s.junked == RcptTo || s.junked == Data {
-		s.junked = 0
+	if s.junked == transaction {
+		s.junked = nothing
 	}
 }
 

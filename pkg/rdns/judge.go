@@ -163,6 +163,9 @@ func (j *Judge) confirm(ctx context.Context, addr netip.Addr, known string) (str
 		return known, maybe
 	}
 	name := known
+	if len(names) > maxNames {
+		result = maybe // one of the others may resolve
+	}
 	for _, s := range names[:min(len(names), maxNames)] {
 		if s = trim(s); s == "" || strings.EqualFold(s, known) {
 			continue
@@ -202,9 +205,11 @@ func notFound(err error) bool {
 }
 
 // clear gives f, or a proper finding if the client has a name of its own in
-// HELO: one that resolves to its address and is proper itself.
+// HELO: one that resolves to its address and is proper itself. There are domains
+// that resolve any address written below them, so it may not hold the address,
+// whatever else it says.
 func (j *Judge) clear(ctx context.Context, c Client, f Finding) Finding {
-	if !j.Helo || j.Resolver == nil || Classify(c.Addr, c.Helo).Class != Proper {
+	if !j.Helo || j.Resolver == nil || Classify(c.Addr, c.Helo).Class != Proper || embed(c.Addr, normal(c.Helo)).enough {
 		return f
 	}
 	if _, ok := j.Match.Match(c.Helo); ok {

@@ -122,6 +122,7 @@ func TestJudge(t *testing.T) {
 		{"HELO matched itself", zone{"b.matched.example": addr.String()}, Client{addr, dyn, true, "b.matched.example"}, Dynamic, dyn, ""},
 		{"HELO an address", zone{}, Client{addr, dyn, true, "[93.219.62.201]"}, Dynamic, dyn, ""},
 		{"HELO one label", zone{"pc": addr.String()}, Client{addr, dyn, true, "pc"}, Dynamic, dyn, ""},
+		{"HELO anybody can have", zone{"mail.93-219-62-201.sslip.example": addr.String()}, Client{addr, dyn, true, "mail.93-219-62-201.sslip.example"}, Dynamic, dyn, ""},
 		{"no address", nil, Client{Name: dyn}, Proper, dyn, "no address"},
 	}
 	allow, _ := ParsePatterns(strings.NewReader("# ours\n*.allowed.example\n"), "allow")

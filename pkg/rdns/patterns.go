@@ -72,6 +72,9 @@ func ParsePatterns(r io.Reader, file string) (*Patterns, []error) {
 	for n := 1; ; n++ {
 		line, long, err := in.ReadLine()
 		text := string(line)
+		if n == 1 {
+			text = strings.TrimPrefix(text, "\ufeff")
+		}
 		tooLong := long
 		for long && err == nil {
 			_, long, err = in.ReadLine()

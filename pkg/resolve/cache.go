@@ -45,6 +45,12 @@ func (c *cache) put(k key, a *answer) {
 	}
 }
 
+func (c *cache) drop(k key) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.lru.Remove(k)
+}
+
 func (c *cache) purge() {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -155,8 +155,10 @@ func collect(m *dns.Msg, q *query) *answer {
 	a := new(answer)
 	a.ttl = maxRecordTTL
 	owner := m.Question[0].Name
+	ended := true // the chain of CNAME records
 	if m.Rcode == dns.RcodeSuccess {
 		for range maxChain {
+			ended = false
 			next := ""
 			found := false
 			for _, rr := range m.Answer {
@@ -178,6 +180,7 @@ func collect(m *dns.Msg, q *query) *answer {
 				return a
 			}
 			if next == "" {
+				ended = true
 				break
 			}
 			owner = next
@@ -186,10 +189,16 @@ func collect(m *dns.Msg, q *query) *answer {
 	// RFC 2308 section 5: the time is in the SOA record; without one the
 	// answer should not be kept.
 	ttl := time.Duration(0)
+	authority := false
 	for _, rr := range m.Ns {
 		if soa, ok := rr.(*dns.SOA); ok {
+			authority = true
 			ttl = min(a.ttl, recordTTL(soa.Hdr.Ttl), recordTTL(soa.Minttl))
 		}
+	}
+	// Records that lead nowhere are no clear answer.
+	if !ended || m.Rcode == dns.RcodeSuccess && !authority && len(m.Answer)+len(m.Ns) > 0 {
+		return temporary(q.name, "answer without an end")
 	}
 	a = notFound(q.name)
 	a.ttl = ttl

@@ -65,19 +65,20 @@ func TestDecode(t *testing.T) {
 	}{
 		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 A 192.0.2.1", "a.example.org. 200 A 192.0.2.2"}, "[192.0.2.1 192.0.2.2]", 200},
 		{"a.example.org", dns.TypeA, []string{"A.EXAMPLE.org. 300 A 192.0.2.1"}, "[192.0.2.1]", 300},
-		{"a.example.org", dns.TypeA, []string{"b.example.org. 300 A 192.0.2.1"}, "not found", 0},
-		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CH A 192.0.2.1"}, "not found", 0},
-		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 TXT hello"}, "not found", 0},
+		{"a.example.org", dns.TypeA, []string{"b.example.org. 300 A 192.0.2.1"}, "unclear", 0},
+		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CH A 192.0.2.1"}, "unclear", 0},
+		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 TXT hello"}, "unclear", 0},
 		{"a.example.org", dns.TypeA, []string{"a.example.org. 4294967295 A 192.0.2.1"}, "[192.0.2.1]", 0}, // RFC 2181 section 8
 		{"a.example.org", dns.TypeAAAA, []string{"a.example.org. 300 AAAA 2001:db8::1"}, "[2001:db8::1]", 300},
 		{"a.example.org", dns.TypeA, nil, "not found", 0},
 		{"a.example.org", dns.TypeA, []string{soa}, "not found", 60}, // RFC 2308 section 5
 		{"a.example.org", dns.TypeA, []string{"example.org. 30 SOA ns. root. 1 3600 600 86400 60"}, "not found", 30},
 		{"a.example.org", dns.TypeA, []string{"a.example.org. 10 CNAME b.example.org.", soa}, "not found", 10},
+		{"a.example.org", dns.TypeA, []string{"a.example.org. 10 CNAME b.example.org."}, "unclear", 0},
 		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CNAME b.example.org.", "b.example.org. 20 CNAME c.example.org.", "c.example.org. 300 A 192.0.2.1"}, "[192.0.2.1]", 20},
 		{"a.example.org", dns.TypeA, []string{"c.example.org. 300 A 192.0.2.1", "b.example.org. 20 CNAME c.example.org.", "a.example.org. 300 CNAME b.example.org."}, "[192.0.2.1]", 20},
-		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CNAME b.example.org.", "b.example.org. 300 CNAME a.example.org."}, "not found", 0},
-		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CNAME a.example.org."}, "not found", 0},
+		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CNAME b.example.org.", "b.example.org. 300 CNAME a.example.org."}, "unclear", 0},
+		{"a.example.org", dns.TypeA, []string{"a.example.org. 300 CNAME a.example.org."}, "unclear", 0},
 		{"a.example.org", dns.TypeTXT, []string{`a.example.org. 300 TXT "v=spf1 ip4:192.0.2.1" " -all"`, `a.example.org. 300 TXT ""`}, `["v=spf1 ip4:192.0.2.1 -all" ""]`, 300},
 		{"a.example.org", dns.TypeTXT, []string{`a.example.org. 300 TXT "q\" b\\ \013\010\000\255|x"`}, "[" + fmt.Sprintf("%q", "q\" b\\ \r\n\x00\xff|x") + "]", 300},
 		{"1.2.0.192.in-addr.arpa", dns.TypePTR, []string{"1.2.0.192.in-addr.arpa. 300 PTR Mail.example.org."}, `["Mail.example.org."]`, 300},
@@ -96,6 +97,8 @@ func TestDecode(t *testing.T) {
 		switch {
 		case ans.err != nil && ans.err.IsNotFound:
 			got = "not found"
+		case ans.err != nil && ans.err.IsTemporary:
+			got = "unclear"
 		case ans.addrs != nil:
 			got = fmt.Sprint(ans.addrs)
 		case ans.strs != nil:

@@ -206,6 +206,13 @@ func (r *Resolver) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	return slices.Clone(a.addrs), a.error()
 }
 
+// FreshA is A that does not take an answer from the cache. A query that is under
+// way is shared all the same, and the answer fills the cache.
+func (r *Resolver) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
+	r.cache.drop(key{canonical(name), dns.TypeA})
+	return r.A(ctx, name)
+}
+
 // AAAA returns the IPv6 addresses of a name.
 func (r *Resolver) AAAA(ctx context.Context, name string) ([]netip.Addr, error) {
 	a := r.lookup(ctx, name, dns.TypeAAAA)

@@ -86,7 +86,7 @@ func TestLookups(t *testing.T) {
 		{"A", a("example.org"), "[192.0.2.1]"},
 		{"A with dot and capitals", a("EXAMPLE.org."), "[192.0.2.1]"},
 		{"A by CNAME", a("www.example.org"), "[192.0.2.1]"},
-		{"A loop", a("loop.example.org"), "not found"},
+		{"A loop", a("loop.example.org"), "unclear"},
 		{"A none", a("nothing.example.org"), "not found"},
 		{"A no data", a("_spf.example.org"), "not found"},
 		{"A not a name", a("a..b"), "not found"},
@@ -123,6 +123,8 @@ func TestLookups(t *testing.T) {
 			var de *net.DNSError
 			if errors.As(err, &de) && de.IsNotFound && !de.Temporary() && !de.Timeout() {
 				text, err = "not found", nil
+			} else if de != nil && de.IsTemporary {
+				text, err = "unclear", nil
 			}
 			if text != tt.want || err != nil {
 				t.Errorf("%s%s: got %.200q, %v, want %.200q", tt.name, again, text, err, tt.want)
@@ -322,6 +324,29 @@ func TestSharedQuery(t *testing.T) {
 	wg.Wait()
 	if n := srv.Total(); n != 1 {
 		t.Errorf("%d queries", n)
+	}
+}
+
+// FreshA asks again, and what it is told others get from the cache.
+func TestFreshA(t *testing.T) {
+	srv := filtertest.NewDNS(t, "a.example A 192.0.2.1\n")
+	r := asking(t, resolve.Options{}, srv)
+	look := func(f func(context.Context, string) ([]netip.Addr, error), want string) {
+		t.Helper()
+		if got, err := f(t.Context(), "A.example."); err != nil || fmt.Sprint(got) != want {
+			t.Errorf("%v, %v, want %s", got, err, want)
+		}
+	}
+	look(r.A, "[192.0.2.1]")
+	if err := srv.Set("a.example A 192.0.2.2\n"); err != nil {
+		t.Fatal(err)
+	}
+	look(r.A, "[192.0.2.1]")
+	look(r.FreshA, "[192.0.2.2]")
+	look(r.A, "[192.0.2.2]")
+	look(r.FreshA, "[192.0.2.2]")
+	if n := srv.Count("a.example", "A"); n != 3 {
+		t.Errorf("%d queries, want 3", n)
 	}
 }
 

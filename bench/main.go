@@ -34,6 +34,8 @@ func main() {
 	compare("200,000 sessions, no data lines", commands, *runs, pass, awk, 2)
 	idle(pass, 10_000)
 	names(*bin, dir, *runs)
+	burst(*bin)
+	verdicts(*bin)
 }
 
 func generate(path string, g *stream, sessions int) {

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -50,25 +49,16 @@ func (a *action) refuses() bool {
 }
 
 // response is what smtpd is told.
-func (a *action) response(r reply, class rdns.Class, addr, name string) filter.Response {
+func (a *action) response(r cli.Reply) filter.Response {
 	switch a.name {
 	case "junk":
 		return filter.Junk()
 	case "reject", "tempfail":
-		code, enhanced := r.codes(a)
-		return filter.Reject(code, enhanced, r.expand(class, addr, name))
+		return filter.Reject(r.Code, r.Enhanced, r.Text)
 	case "disconnect":
-		code, enhanced := r.codes(a)
-		return filter.Disconnect(code, enhanced, r.expand(class, addr, name))
+		return filter.Disconnect(r.Code, r.Enhanced, r.Text)
 	}
 	return filter.Proceed().After(a.delay)
-}
-
-// reply is the text of a refusal.
-type reply struct {
-	code     int
-	enhanced string // RFC 3463, empty if the text has none
-	text     string // with %i, %n, %c
 }
 
 const (
@@ -77,8 +67,8 @@ const (
 )
 
 // parseReplies returns the reply for each class: the given one, or our own.
-func parseReplies(given string) (map[rdns.Class]reply, error) {
-	replies := make(map[rdns.Class]reply)
+func parseReplies(given string) (map[rdns.Class]cli.Reply, error) {
+	replies := make(map[rdns.Class]cli.Reply)
 	for class := rdns.None; class < rdns.Proper; class++ {
 		text := residential
 		switch {
@@ -87,7 +77,7 @@ func parseReplies(given string) (map[rdns.Class]reply, error) {
 		case class == rdns.None || class == rdns.Mismatch || class == rdns.Bogus:
 			text = nameless
 		}
-		r, err := parseReply(text)
+		r, err := cli.ParseReply(text, "inc")
 		if err != nil {
 			return nil, fmt.Errorf("-reply %q: %w", given, err)
 		}
@@ -96,70 +86,16 @@ func parseReplies(given string) (map[rdns.Class]reply, error) {
 	return replies, nil
 }
 
-func parseReply(s string) (reply, error) {
-	codeText, text, ok := strings.Cut(s, " ")
-	code, err := strconv.Atoi(codeText)
-	if !ok || err != nil || len(codeText) != 3 || code < 400 || code > 599 || strings.TrimSpace(text) == "" {
-		return reply{}, errors.New("not a code from 400 to 599, a blank and a text")
+// reply returns what a client of class is told if a refuses it.
+func (c *checker) reply(a *action, class rdns.Class) cli.Reply {
+	r := c.replies[class]
+	if a.name == "tempfail" {
+		r = r.Temporary()
 	}
-	r := reply{code: code, text: text}
-	if enhancedCode(text) {
-		return reply{}, errors.New("no text after the codes")
-	}
-	if first, rest, ok := strings.Cut(text, " "); ok && enhancedCode(first) {
-		if first[0] != codeText[0] {
-			return reply{}, fmt.Errorf("%s does not go with %d", first, code)
-		}
-		r.enhanced, r.text = first, rest
-	}
-	for i := 0; i < len(r.text); i++ {
-		if r.text[i] != '%' {
-			continue
-		}
-		i++
-		if i == len(r.text) || !strings.ContainsRune("inc%", rune(r.text[i])) {
-			return reply{}, errors.New("after % stands i (address), n (name), c (class) or %")
-		}
-	}
-	return r, nil
+	return r
 }
 
-// enhancedCode reports whether s is an enhanced status code of a refusal, such
-// as 5.7.25 (RFC 3463 section 2).
-func enhancedCode(s string) bool {
-	parts := strings.Split(s, ".")
-	if len(parts) != 3 || parts[0] != "4" && parts[0] != "5" {
-		return false
-	}
-	for _, p := range parts[1:] {
-		if _, err := strconv.ParseUint(p, 10, 10); err != nil || len(p) > 3 {
-			return false
-		}
-	}
-	return true
-}
-
-// codes returns the codes of the reply. A permanent one is turned into 451 for
-// tempfail.
-func (r reply) codes(a *action) (int, string) {
-	if a.name != "tempfail" || r.code < 500 {
-		return r.code, r.enhanced
-	}
-	if r.enhanced == "" {
-		return 451, ""
-	}
-	return 451, "4" + r.enhanced[1:]
-}
-
-// template returns the reply as it is sent for an action, but for its values.
-func (r reply) template(a *action) string {
-	code, enhanced := r.codes(a)
-	return strings.Join(strings.Fields(fmt.Sprint(code, " ", enhanced, " ", r.text)), " ")
-}
-
-func (r reply) expand(class rdns.Class, addr, name string) string {
-	if name == "" {
-		name = rdns.Unknown
-	}
-	return strings.NewReplacer("%i", addr, "%n", name, "%c", class.String(), "%%", "%").Replace(r.text)
+// expand puts the client into a reply.
+func expand(r cli.Reply, f rdns.Finding, addr string) cli.Reply {
+	return r.Expand("%i", addr, "%n", shown(f.Name), "%c", f.Class.String())
 }

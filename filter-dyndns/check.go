@@ -142,7 +142,7 @@ func (c *checker) conclude(s *filter.Session[state], asked filter.Phase, f rdns.
 	if c.flags.DryRun || late {
 		return filter.Proceed()
 	}
-	return a.response(c.replies[f.Class], f.Class, s.Src.Addr().String(), f.Name)
+	return a.response(expand(c.reply(a, f.Class), f, s.Src.Addr().String()))
 }
 
 func shown(name string) string {
@@ -243,8 +243,7 @@ func (c *checker) lookup(addr netip.Addr, stdout io.Writer) error {
 	fmt.Fprintf(w, "evidence\t%s\n", f.Evidence)
 	fmt.Fprintf(w, "action\t%s at %s\n", a, c.flags.phase)
 	if a.refuses() {
-		code, enhanced := c.replies[f.Class].codes(a)
-		fmt.Fprintf(w, "reply\t%d %s %s\n", code, enhanced, c.replies[f.Class].expand(f.Class, addr.String(), f.Name))
+		fmt.Fprintf(w, "reply\t%s\n", expand(c.reply(a, f.Class), f, addr.String()))
 	}
 	return nil
 }

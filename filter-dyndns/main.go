@@ -145,7 +145,7 @@ type checker struct {
 	log          *slog.Logger
 	metrics      *metrics.Set
 	resolver     *resolve.Resolver
-	replies      map[rdns.Class]reply
+	replies      map[rdns.Class]cli.Reply
 	allow, match *reload.File[*rdns.Patterns]
 	allowlist    *reload.File[*ipset.Set]
 }
@@ -212,7 +212,7 @@ func (c *checker) printConfig(w io.Writer) error {
 	for class := rdns.None; class < rdns.Proper; class++ {
 		a := c.flags.actions[class]
 		if a.refuses() {
-			extra = append(extra, [2]string{"reply to " + class.String(), c.replies[class].template(a)})
+			extra = append(extra, [2]string{"reply to " + class.String(), c.reply(a, class).String()})
 		}
 	}
 	for _, s := range c.resolver.Servers() {

@@ -32,6 +32,7 @@ func importRules() map[string][]string {
 		"pkg/filter":          {"pkg/proto", "pkg/metrics"},
 		"pkg/dnsbl":           check,
 		"pkg/rdns":            check,
+		"pkg/senderscore":     {"pkg/dnsbl", "pkg/ipset", "pkg/metrics"},
 		"pkg/greylist":        check,
 		"pkg/greylist/sqlite": store,
 		"pkg/greylist/redis":  store,

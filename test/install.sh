@@ -11,8 +11,9 @@ set -eu
 # iproute2     ip(8), to make every source address local in the tests' own network
 # debootstrap  fetches the Debian 13 root for smtpd 7.6, protocol 0.7, TLS and AUTH
 # mandoc       checks the manual pages
+# rbldnsd      serves DNS lists, as those who run them do
 packages="opensmtpd iproute2"
-[ "${1-}" = demo ] || packages="$packages debootstrap mandoc"
+[ "${1-}" = demo ] || packages="$packages debootstrap mandoc rbldnsd"
 
 # One root for all clones on the machine. Remove it to have it made again.
 cache=/var/cache/opensmtpd-filters

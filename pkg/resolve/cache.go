@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"strings"
 	"sync"
 	"time"
 
@@ -49,6 +50,17 @@ func (c *cache) drop(k key) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.lru.Remove(k)
+}
+
+// dropBelow drops what is known of a name and all names below it.
+func (c *cache) dropBelow(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, k := range c.lru.Keys() {
+		if k.name == name || strings.HasSuffix(k.name, "."+name) {
+			c.lru.Remove(k)
+		}
+	}
 }
 
 func (c *cache) purge() {

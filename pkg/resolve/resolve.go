@@ -213,6 +213,9 @@ func (r *Resolver) FreshA(ctx context.Context, name string) ([]netip.Addr, error
 	return r.A(ctx, name)
 }
 
+// Forget drops from the cache what is known of a name and all names below it.
+func (r *Resolver) Forget(name string) { r.cache.dropBelow(canonical(name)) }
+
 // AAAA returns the IPv6 addresses of a name.
 func (r *Resolver) AAAA(ctx context.Context, name string) ([]netip.Addr, error) {
 	a := r.lookup(ctx, name, dns.TypeAAAA)

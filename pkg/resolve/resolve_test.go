@@ -348,6 +348,13 @@ func TestFreshA(t *testing.T) {
 	if n := srv.Count("a.example", "A"); n != 3 {
 		t.Errorf("%d queries, want 3", n)
 	}
+	for i, name := range []string{"b.example", "xa.example", "example", "A.example."} {
+		r.Forget(name)
+		look(r.A, "[192.0.2.2]")
+		if n, want := srv.Count("a.example", "A"), max(3, 2+i); n != want {
+			t.Errorf("%s forgotten: %d queries, want %d", name, n, want)
+		}
+	}
 }
 
 func TestCloseUnderLoad(t *testing.T) {

@@ -1,0 +1,296 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/dnsbl"
+	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/ipset"
+	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/proto"
+)
+
+// state is what is kept of a session.
+type state struct {
+	inquiry  *dnsbl.Inquiry // nil: the lists are not asked
+	refused  string         // line of a list file that refuses the client, "" if none does
+	reported string         // the decision as it was last logged
+}
+
+// filter returns the filter with its handlers.
+func (c *checker) filter() *filter.Filter[state] {
+	f := filter.New[state](filter.Options{
+		Log: c.log, Metrics: c.metrics,
+		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
+	})
+	f.OnSession(c.begin)
+	if c.asks(dnsbl.Helo) {
+		f.OnReport(proto.LinkIdentify, c.identified)
+	}
+	if c.asks(dnsbl.From) {
+		f.OnReport(proto.TxMail, c.mailed)
+	}
+	f.Decide(c.flags.phase, c.decide)
+	if c.flags.scoreHeader {
+		f.SetHeader("X-DNSBL-Score", c.headerValue)
+	}
+	return f
+}
+
+func (c *checker) asks(s dnsbl.Subject) bool {
+	return slices.ContainsFunc(c.flags.lists, func(l dnsbl.List) bool { return l.Ask&s != 0 })
+}
+
+// begin asks the lists about a new client.
+func (c *checker) begin(s *filter.Session[state]) {
+	addr := s.Src.Addr()
+	ru, why := c.exempt(addr)
+	if ru.action == reject {
+		s.Local.refused = ru.where
+		return
+	}
+	if why != "" {
+		c.log.Debug(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "why", why)
+		return
+	}
+	s.Local.inquiry = c.dnsbl.Begin(c.ctx, addr)
+	s.Local.inquiry.Domain(c.ctx, dnsbl.RDNS, s.RDNS)
+}
+
+// exempt says why the lists are not asked about an address, "" if they are. The
+// rule is the line that decides.
+func (c *checker) exempt(addr netip.Addr) (rule, string) {
+	if !addr.IsValid() {
+		return rule{}, "local socket"
+	}
+	ru, ok := c.allow.Value().lookup(addr)
+	if !ok {
+		ru, ok = c.deny.Value().lookup(addr)
+	}
+	if ok && ru.action != dunno {
+		return ru, ru.where
+	}
+	if ipset.Private(addr) {
+		return rule{}, "local or private"
+	}
+	return rule{}, ""
+}
+
+func (c *checker) identified(s *filter.Session[state], _ *proto.Line) {
+	if s.Local.inquiry != nil {
+		s.Local.inquiry.Domain(c.ctx, dnsbl.Helo, s.Helo)
+	}
+}
+
+func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
+	c.from(s, s.Tx.From)
+}
+
+func (c *checker) from(s *filter.Session[state], sender string) {
+	if s.Local.inquiry != nil && s.User == "" {
+		sender = strings.TrimSuffix(strings.TrimPrefix(sender, "<"), ">")
+		s.Local.inquiry.Domain(c.ctx, dnsbl.From, sender[strings.LastIndexByte(sender, '@')+1:])
+	}
+}
+
+// decide answers when the time has come.
+func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Response {
+	if s.User != "" {
+		c.log.Debug(s.ID, "filter", "dnsbl", "action", "proceed", "addr", s.Src.Addr(), "why", "authenticated")
+		return filter.Proceed()
+	}
+	if s.Local.refused != "" {
+		return c.conclude(s, req, dnsbl.Result{Verdict: dnsbl.Block}, nil)
+	}
+	q := s.Local.inquiry
+	if q == nil {
+		return filter.Proceed()
+	}
+	// The request that is decided may be the one that brings the name.
+	switch {
+	case (req.Phase == filter.Helo || req.Phase == filter.Ehlo) && c.asks(dnsbl.Helo):
+		q.Domain(c.ctx, dnsbl.Helo, req.Arg)
+	case req.Phase == filter.MailFrom && c.asks(dnsbl.From):
+		c.from(s, req.Arg)
+	}
+	// The verdict keeps its deadline by itself.
+	verdict := filter.Go(s, c.flags.Timeout.Value+time.Second, q.Verdict)
+	return filter.Await(verdict, func(res dnsbl.Result, err error) filter.Response {
+		return c.conclude(s, req, res, err)
+	})
+}
+
+// conclude logs the decision and returns the answer.
+func (c *checker) conclude(s *filter.Session[state], req filter.Request, res dnsbl.Result, err error) filter.Response {
+	addr := s.Src.Addr()
+	if err != nil {
+		c.count("proceed")
+		c.log.Warn(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "err", err)
+		return filter.Proceed()
+	}
+	action := map[dnsbl.Verdict]string{dnsbl.Pass: "proceed", dnsbl.Junk: "junk", dnsbl.Block: "block"}[res.Verdict]
+	late := req.Phase == filter.Commit && res.Verdict == dnsbl.Junk
+	c.count(action)
+	attrs := []any{"filter", "dnsbl", "action", action, "addr", addr}
+	if s.Local.refused != "" {
+		attrs = append(attrs, "why", s.Local.refused)
+	} else {
+		attrs = append(attrs, "score", res.Score)
+	}
+	for _, h := range res.Hits {
+		attrs = append(attrs, h.Label, h.Weight)
+	}
+	for _, h := range res.Hits {
+		if h.Text != "" {
+			attrs = append(attrs, "txt", h.Label+": "+h.Text)
+		}
+	}
+	if res.Untested != nil {
+		attrs = append(attrs, "untested", strings.Join(res.Untested, ","))
+	}
+	if res.Silent != nil {
+		attrs = append(attrs, "silent", strings.Join(res.Silent, ","))
+	}
+	switch {
+	case c.flags.DryRun:
+		attrs = append(attrs, "dryRun", true)
+	case late:
+		attrs = append(attrs, "note", "too late to junk")
+	}
+	if line := fmt.Sprint(attrs...); line != s.Local.reported {
+		s.Local.reported = line
+		c.log.Info(s.ID, append(attrs, "t", res.Took.Round(time.Millisecond))...)
+	}
+	switch {
+	case c.flags.DryRun || late:
+		return filter.Proceed()
+	case res.Verdict == dnsbl.Block:
+		r := c.reply(addr, res)
+		return filter.Reject(r.Code, r.Enhanced, r.Text)
+	case res.Verdict == dnsbl.Junk:
+		return filter.Junk()
+	}
+	return filter.Proceed()
+}
+
+func (c *checker) count(action string) {
+	c.metrics.Counter(metrics.Label("dnsbl_decisions_total", "action", action)).Inc()
+}
+
+// reply is what a client that is refused is told.
+func (c *checker) reply(addr netip.Addr, res dnsbl.Result) cli.Reply {
+	if len(res.Hits) == 0 {
+		return c.flags.reply.Expand("%i", addr.String(), "%l", "a local list", "%s", "0", "%r", "")
+	}
+	var labels []string
+	for _, h := range res.Hits {
+		if h.Weight >= 0 {
+			labels = append(labels, h.Label)
+		}
+	}
+	return c.flags.reply.Expand("%i", addr.String(), "%l", strings.Join(labels, ", "),
+		"%s", strconv.Itoa(res.Score), "%r", res.Heaviest().Text)
+}
+
+// headerValue is what X-DNSBL-Score says: by the answers that have come until
+// now, which may be more than the verdict needed.
+func (c *checker) headerValue(s *filter.Session[state]) string {
+	if s.Local.inquiry == nil || s.User != "" {
+		return ""
+	}
+	res := s.Local.inquiry.Now()
+	if len(res.Hits) == 0 {
+		return "0"
+	}
+	var parts []string
+	for _, h := range res.Hits {
+		parts = append(parts, fmt.Sprintf("%s=%d", h.Label, h.Weight))
+	}
+	return fmt.Sprintf("%d (%s)", res.Score, strings.Join(parts, ", "))
+}
+
+// lookup prints what the lists say about an address now.
+func (c *checker) lookup(addr netip.Addr, stdout io.Writer) {
+	ctx := context.Background()
+	c.dnsbl.Test(ctx)
+	q := c.dnsbl.Begin(ctx, addr)
+	rdns := ""
+	if c.asks(dnsbl.RDNS) {
+		if names, err := c.resolver.PTR(ctx, addr); err == nil && len(names) > 0 {
+			rdns = names[0]
+			q.Domain(ctx, dnsbl.RDNS, rdns)
+		}
+	}
+	q.Wait(ctx)
+	res := q.Verdict(ctx)
+
+	fmt.Fprintf(stdout, "address  %s\n", addr)
+	if rdns != "" {
+		fmt.Fprintf(stdout, "name     %s\n", dnsbl.Clean(rdns))
+	}
+	fmt.Fprintln(stdout)
+	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(w, "list\tanswer\tmeaning\tweight\ttime\thealth\n")
+	for _, r := range q.Rows() {
+		answer, meaning, weight, took := c.row(r)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Label, answer, meaning, weight, took, r.Health)
+	}
+	w.Flush()
+
+	fmt.Fprintf(stdout, "\nscore    %d\n", res.Score)
+	switch ru, why := c.exempt(addr); {
+	case ru.action == reject:
+		fmt.Fprintf(stdout, "verdict  block, whatever the lists say: %s\n", why)
+	case why != "":
+		fmt.Fprintf(stdout, "verdict  pass, whatever the lists say: %s\n", why)
+	case c.flags.blockAt == 0 && c.flags.junkAt == 0:
+		fmt.Fprintf(stdout, "verdict  depends on -blockAt and -junkAt\n")
+	default:
+		fmt.Fprintf(stdout, "verdict  %s at %s\n", res.Verdict, c.flags.phaseName)
+		if res.Verdict == dnsbl.Block {
+			fmt.Fprintf(stdout, "reply    %s\n", c.reply(addr, res))
+		}
+	}
+}
+
+// row returns the columns of one list.
+func (c *checker) row(r dnsbl.Row) (answer, meaning, weight, took string) {
+	weight, took = fmt.Sprint("(", r.Weight, ")"), fmt.Sprintf("%.1fms", r.Took.Seconds()*1000)
+	if r.Hit {
+		weight = fmt.Sprint(r.Weight)
+	}
+	switch {
+	case !r.Asked:
+		return "not asked", "-", weight, "-"
+	case r.Failure != "":
+		return "none", r.Failure, weight, took
+	case len(r.Codes) == 0:
+		return "not listed", "-", weight, took
+	}
+	var codes, words []string
+	for i, code := range r.Codes {
+		codes = append(codes, code.String())
+		if text := r.Meaning[i]; text != "" && !slices.Contains(words, text) {
+			words = append(words, text)
+		}
+	}
+	if len(codes) > 4 {
+		codes = append(codes[:4], "...")
+	}
+	if len(words) == 0 {
+		words = []string{"listed"}
+	}
+	if !r.Hit {
+		words = append(words, "does not match")
+	}
+	return strings.Join(codes, " "), strings.Join(words, "; "), weight, took
+}

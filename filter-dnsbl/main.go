@@ -1,0 +1,290 @@
+// Filter-dnsbl is a filter of smtpd(8) that asks DNS lists about clients. See
+// filter-dnsbl(8).
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/dnsbl"
+	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/reload"
+	"opensmtpd-filters/pkg/resolve"
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+
+func run(args []string, stdout, stderr io.Writer) int {
+	out := &masked{w: stdout, redact: dnsbl.Redactor(dnsbl.Keys(args...))}
+	errs := &masked{w: stderr, redact: out.redact}
+	flags := newFlags()
+	err := flags.parse(args)
+	// Keys may also have come from a file.
+	out.redact = dnsbl.Redactor(append(dnsbl.Keys(args...), flags.keys...))
+	errs.redact = out.redact
+	if err != nil {
+		return flags.Exit(err, out, errs)
+	}
+	log, flush := cli.Logger(errs, flags.Verbose)
+	defer flush()
+	c, err := newChecker(flags, log)
+	if err != nil {
+		return flags.Exit(err, out, errs)
+	}
+	defer c.resolver.Close()
+	var text bytes.Buffer
+	switch {
+	case flags.CheckOnly:
+		err = c.printConfig(&text)
+	case flags.check.IsValid():
+		c.lookup(flags.check, &text)
+	default:
+		defer c.watch()()
+		return c.filter().Main()
+	}
+	out.Write(text.Bytes())
+	return flags.Exit(err, out, errs)
+}
+
+// masked is a writer through which no key goes. Each Write is of whole lines.
+type masked struct {
+	w      io.Writer
+	redact func(string) string
+}
+
+func (m *masked) Write(p []byte) (int, error) {
+	_, err := io.WriteString(m.w, m.redact(string(p)))
+	return len(p), err
+}
+
+// flags are those of the command line.
+type flags struct {
+	*cli.Flags
+	blockAt, junkAt      int
+	phaseName, replyText string
+	minTTL, maxTTL       cli.Duration
+	allowlist, blocklist cli.Strings
+	scoreHeader          bool
+	checkName            string
+
+	phase filter.Phase
+	reply cli.Reply
+	lists []dnsbl.List
+	keys  []string
+	check netip.Addr
+}
+
+const defaultReply = "550 5.7.1 Service unavailable; client [%i] blocked using %l"
+
+func newFlags() *flags {
+	f := &flags{
+		Flags: cli.New(cli.Options{
+			Name:     "filter-dnsbl",
+			Synopsis: []string{"[flags] list...", "[flags] -check ADDRESS list..."},
+			Args:     true, DryRun: true, Metrics: true, Resolver: true, Timeout: 2 * time.Second,
+		}),
+		minTTL: cli.Duration{Value: time.Minute, Max: 24 * time.Hour},
+		maxTTL: cli.Duration{Value: time.Hour, Max: 24 * time.Hour},
+	}
+	f.IntVar(&f.blockAt, "blockAt", 0, "refuse from score `N` on; 0 is never")
+	f.IntVar(&f.junkAt, "junkAt", 0, "junk from score `N` on; 0 is never")
+	f.StringVar(&f.phaseName, "blockPhase", "connect", "decide at `PHASE`: connect, helo, ehlo, mail-from, rcpt-to or data")
+	f.Var(&f.minTTL, "minTTL", "keep answers so long at least")
+	f.Var(&f.maxTTL, "maxTTL", "keep answers so long at most")
+	f.Var(&f.allowlist, "allowlist", "pass the addresses and networks of `FILE`; repeatable")
+	f.Var(&f.blocklist, "blocklist", "refuse the addresses and networks of `FILE`; repeatable")
+	f.StringVar(&f.replyText, "reply", defaultReply, "refuse with `TEXT`; %i address, %l lists, %s score, %r reason of the heaviest list")
+	f.BoolVar(&f.scoreHeader, "scoreHeader", false, "add the field X-DNSBL-Score to each message, and remove others of that name")
+	f.StringVar(&f.checkName, "check", "", "ask about `ADDRESS` now, and print what the lists say")
+	return f
+}
+
+func (f *flags) parse(args []string) error {
+	if err := f.Parse(args); err != nil {
+		return err
+	}
+	var errs []error
+	keep := func(err error) {
+		if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	switch f.phaseName {
+	case "connect":
+		f.phase = filter.Connect
+	case "helo", "ehlo":
+		f.phase = filter.Helo
+	case "mail-from":
+		f.phase = filter.MailFrom
+	case "rcpt-to":
+		f.phase = filter.RcptTo
+	case "data":
+		f.phase = filter.Data
+	default:
+		keep(fmt.Errorf("-blockPhase %s: not one of connect, helo, ehlo, mail-from, rcpt-to, data", f.phaseName))
+	}
+	if f.blockAt < 0 || f.junkAt < 0 {
+		keep(errors.New("-blockAt and -junkAt are not negative"))
+	} else if f.blockAt == 0 && f.junkAt == 0 && f.checkName == "" {
+		keep(errors.New("neither -blockAt nor -junkAt: nothing would be done"))
+	}
+	if f.minTTL.Value > f.maxTTL.Value {
+		keep(errors.New("-minTTL is more than -maxTTL"))
+	}
+	if f.checkName != "" {
+		addr, err := netip.ParseAddr(f.checkName)
+		if err != nil {
+			keep(fmt.Errorf("-check %s: not an address", f.checkName))
+		}
+		f.check = addr.Unmap().WithZone("")
+	}
+	var err error
+	if f.reply, err = cli.ParseReply(f.replyText, "ilsr"); err != nil {
+		keep(fmt.Errorf("-reply %q: %w", f.replyText, err))
+	}
+	keep(f.parseLists())
+	return errors.Join(errs...)
+}
+
+func (f *flags) parseLists() error {
+	args, err := cli.ExpandArgs(f.Args())
+	errs := []error{err}
+	for _, a := range args {
+		f.keys = append(f.keys, dnsbl.Keys(a.Text)...)
+		lists, err := dnsbl.Parse(a.Text)
+		if err != nil && a.Where != "" {
+			for line := range strings.SplitSeq(err.Error(), "\n") {
+				errs = append(errs, fmt.Errorf("%s: %s", a.Where, line))
+			}
+		} else {
+			errs = append(errs, err)
+		}
+		for _, l := range lists {
+			switch {
+			case l.Ask&dnsbl.Helo != 0 && f.phase < filter.Helo:
+				errs = append(errs, fmt.Errorf("list %s: +helo needs -blockPhase helo or later", l.Label))
+			case l.Ask&dnsbl.From != 0 && f.phase < filter.MailFrom:
+				errs = append(errs, fmt.Errorf("list %s: +from needs -blockPhase mail-from or later", l.Label))
+			}
+		}
+		f.lists = append(f.lists, lists...)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if len(f.lists) == 0 {
+		return errors.New("no list given; which to trust is for you to decide")
+	}
+	return nil
+}
+
+// checker is the filter as configured.
+type checker struct {
+	flags       *flags
+	log         *slog.Logger
+	metrics     *metrics.Set
+	resolver    *resolve.Resolver
+	dnsbl       *dnsbl.Checker
+	ctx         context.Context // of questions; ends with the program
+	allow, deny *reload.File[*rules]
+}
+
+func newChecker(f *flags, log *slog.Logger) (*checker, error) {
+	c := &checker{flags: f, log: log, metrics: metrics.New(), ctx: context.Background()}
+	c.metrics.Filter = "dnsbl"
+	var servers []netip.AddrPort
+	var errs [3]error
+	if f.Resolver != "" {
+		servers, errs[0] = resolve.ParseServers(f.Resolver)
+		if errs[0] != nil {
+			errs[0] = fmt.Errorf("-resolver: %w", errs[0])
+		}
+	}
+	c.allow, errs[1] = reload.Open(reload.Options[*rules]{Paths: f.allowlist, Parse: parsePermit, Merge: mergeRules, Log: log})
+	c.deny, errs[2] = reload.Open(reload.Options[*rules]{Paths: f.blocklist, Parse: parseReject, Merge: mergeRules, Log: log})
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	c.resolver = resolve.New(resolve.Options{
+		Servers: servers,
+		// Answers that come late are good for the next session.
+		Timeout: max(f.Timeout.Value+time.Second, 3*time.Second),
+		MinTTL:  f.minTTL.Value, MaxTTL: f.maxTTL.Value,
+		Log: log, Metrics: c.metrics,
+	})
+	if s := c.resolver.Servers(); public(s[0].Addr()) {
+		log.Warn("a public resolver is asked first; many lists do not answer it, or answer with errors: run a resolver of your own", "resolver", s[0].Addr())
+	}
+	c.dnsbl = dnsbl.New(dnsbl.Options{
+		Lists: f.lists, BlockAt: f.blockAt, JunkAt: f.junkAt,
+		Timeout: f.Timeout.Value, Reason: f.reply.Has("%r"),
+		Resolver: c.resolver, Log: log, Metrics: c.metrics,
+	})
+	return c, nil
+}
+
+// public reports whether an address is that of a well-known public resolver.
+func public(a netip.Addr) bool {
+	for _, p := range []string{
+		"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844", // Google
+		"1.1.1.1", "1.0.0.1", "1.1.1.2", "1.1.1.3", "2606:4700:4700::1111", "2606:4700:4700::1001", // Cloudflare
+		"9.9.9.9", "9.9.9.10", "9.9.9.11", "149.112.112.112", "2620:fe::fe", "2620:fe::9", // Quad9
+		"208.67.222.222", "208.67.220.220", "2620:119:35::35", "2620:119:53::53", // OpenDNS
+		"4.2.2.1", "4.2.2.2", "4.2.2.3", "4.2.2.4", "64.6.64.6", "64.6.65.6", // Level 3, Verisign
+		"94.140.14.14", "94.140.15.15", "77.88.8.8", "77.88.8.1", "185.228.168.9", "76.76.2.0", "76.76.10.0",
+	} {
+		if a == netip.MustParseAddr(p) {
+			return true
+		}
+	}
+	return false
+}
+
+// watch keeps the health of lists, files and metrics up to date until the
+// function it returns is called.
+func (c *checker) watch() (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	c.ctx = ctx
+	go c.dnsbl.Run(ctx)
+	go c.allow.Watch(ctx)
+	go c.deny.Watch(ctx)
+	written := make(chan struct{})
+	go func() {
+		c.metrics.Run(ctx, c.flags.Metrics, c.log)
+		close(written)
+	}()
+	return func() {
+		cancel()
+		<-written
+	}
+}
+
+// printConfig prints what is in force. Bad lines of files are an error.
+func (c *checker) printConfig(w io.Writer) error {
+	var extra [][2]string
+	for _, l := range c.flags.lists {
+		text := l.String()
+		if l.Dead != "" {
+			text += ", not asked: " + l.Dead
+		}
+		extra = append(extra, [2]string{"list", text})
+	}
+	for _, s := range c.resolver.Servers() {
+		extra = append(extra, [2]string{"resolver", s.String()})
+	}
+	extra = append(extra,
+		[2]string{"lines of -allowlist", fmt.Sprint(c.allow.Value().Len())},
+		[2]string{"lines of -blocklist", fmt.Sprint(c.deny.Value().Len())})
+	c.flags.Print(w, extra...)
+	return errors.Join(append(c.allow.Bad(), c.deny.Bad()...)...)
+}

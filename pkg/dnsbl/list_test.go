@@ -1,0 +1,289 @@
+package dnsbl
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/miekg/dns"
+)
+
+func TestName(t *testing.T) {
+	for _, s := range []string{"192.0.2.99", "0.0.0.0", "255.255.255.255", "127.0.0.2", "2001:db8:1:2:3:4:567:89ab", "::1", "::", "::ffff:192.0.2.99", "fe80::1"} {
+		arpa, err := dns.ReverseAddr(s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := strings.NewReplacer("in-addr.arpa.", "bl.example", "ip6.arpa.", "bl.example").Replace(arpa)
+		if got := Name("bl.example", netip.MustParseAddr(s)); got != want {
+			t.Errorf("%s: %s, want %s", s, got, want)
+		}
+	}
+	if got := Name("bl.example", netip.Addr{}); got != "" {
+		t.Errorf("no address: %q", got)
+	}
+	// RFC 5782 section 5
+	want := "2.0.0.0.0.0.f.7.f.f.f.f.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.bl.example"
+	if got := name("bl.example", netip.MustParseAddr("::ffff:7f00:2")); got != want {
+		t.Errorf("test entry: %s, want %s", got, want)
+	}
+}
+
+func TestMatch(t *testing.T) {
+	for _, tt := range []struct{ match, yes, no string }{
+		{"127.0.0.2", "127.0.0.2", "127.0.0.3 127.0.1.2"},
+		{"127.0.0.[2..11]", "127.0.0.2 127.0.0.7 127.0.0.11", "127.0.0.1 127.0.0.12 127.0.1.2"},
+		{"127.0.0.[2;4;9..11]", "127.0.0.2 127.0.0.4 127.0.0.10", "127.0.0.3 127.0.0.8"},
+		{"127.0.[0..255].[1..3]", "127.0.10.3 127.0.255.1", "127.0.10.0 127.1.10.3"},
+		{"127.[0..1].[5].0", "127.1.5.0 127.0.5.0", "127.2.5.0"},
+		{"127.0.0.2/31", "127.0.0.2 127.0.0.3", "127.0.0.1 127.0.0.4"},
+		{"127.0.0.0/8", "127.9.9.9", "128.0.0.1"},
+		{"0.0.0.0/0", "127.9.9.9", "192.0.2.1"},
+		{"bit:16", "127.0.0.16 127.0.0.17 127.0.0.255", "127.0.0.15 127.0.16.0"},
+		{"bit:12", "127.0.0.4 127.0.0.8", "127.0.0.3"},
+	} {
+		m, err := ParseMatch(tt.match)
+		if err != nil {
+			t.Errorf("%s: %v", tt.match, err)
+			continue
+		}
+		for _, s := range strings.Fields(tt.yes) {
+			if !m.Contains(netip.MustParseAddr(s)) {
+				t.Errorf("%s does not contain %s", tt.match, s)
+			}
+		}
+		for _, s := range strings.Fields(tt.no) {
+			if m.Contains(netip.MustParseAddr(s)) {
+				t.Errorf("%s contains %s", tt.match, s)
+			}
+		}
+	}
+	for _, bad := range []string{
+		"", "127", "127.0.0", "127.0.0.2.3", "127.0.0.", "127.0.0.256", "127.0.0.[2-11]", "127.0.0.[11..2]", "127.0.0.[2..11", "127.0.0.2]",
+		"127.0.0.[]", "127.0.0.[2;]", "127.0.0.2;3", "192.0.2.1", "[1..2].0.0.1", "10.0.0.0/8", "127.0.0.2/33", "::1/128", "bit:0", "bit:256", "bit:",
+		"127.0.0.[2]3", "127..0.0.2", "127.0.0.[2..4..6]", "x",
+	} {
+		if m, err := ParseMatch(bad); err == nil {
+			t.Errorf("%q is read as %+v", bad, m)
+		}
+	}
+	if !(Match{}).Contains(netip.MustParseAddr("127.3.2.1")) || (Match{}).Contains(netip.MustParseAddr("203.0.113.1")) {
+		t.Error("the zero Match is not 127.0.0.0/8")
+	}
+}
+
+func TestParse(t *testing.T) {
+	const key = "abcdefghij0123456789klmnop"
+	for _, tt := range []struct{ text, want string }{
+		{"bl.example.net", "bl.example.net*1+ip+v4+v6"},
+		{"BL.Example.Net.", "bl.example.net*1+ip+v4+v6"},
+		{"bl.example.net*-100+v6", "bl.example.net*-100+ip+v6"},
+		{"x@bl.example.net=127.0.0.2*3+block+txt", "x@bl.example.net=127.0.0.2*3+ip+v4+v6+block+txt"},
+		{"rhs.example.net+helo+from+rdns+junk", "rhs.example.net*1+rdns+helo+from+junk"},
+		{"bl.example.net+ip+rdns", "bl.example.net*1+ip+rdns+v4+v6"},
+		{"zen.spamhaus.org", "zen.spamhaus.org=127.0.0.[2..11]*5+ip+v4+v6"},
+		{key + ".zen.dq.spamhaus.net", "KEY.zen.dq.spamhaus.net=127.0.0.[2..11]*5+ip+v4+v6"},
+		{"short.zen.dq.spamhaus.net", "KEY.zen.dq.spamhaus.net=127.0.0.[2..11]*5+ip+v4+v6"},
+		{"zen@" + key + ".zen.dq.spamhaus.net", "zen@KEY.zen.dq.spamhaus.net=127.0.0.[2..11]*5+ip+v4+v6"},
+		{key + ".combined.mail.abusix.zone*2", "KEY.combined.mail.abusix.zone=127.0.0.[2..4;11..12;200]*2+ip+v4+v6"},
+		{key + ".bl.example.net", "KEY.bl.example.net*1+ip+v4+v6"},
+		{"dbl.spamhaus.org+from", "dbl.spamhaus.org=127.0.1.[2..99]*4+from"},
+		{"list.dnswl.org", "list.dnswl.org=127.0.[0..255].[1..3]*-2+ip+v4+v6"},
+		{"bl.spamcop.net", "bl.spamcop.net*2+ip+v4"},
+		{"bl.spamcop.net+v4+v6", "bl.spamcop.net*2+ip+v4+v6"},
+		{"zen.spamhaus.org=127.0.0.[2..11]*3 list.dnswl.org=127.0.[0..255].[1..3]*-2",
+			"zen.spamhaus.org=127.0.0.[2..11]*3+ip+v4+v6 list.dnswl.org=127.0.[0..255].[1..3]*-2+ip+v4+v6"},
+		{"a.example,\n  b.example*2,,\r\n\tc.example\n", "a.example*1+ip+v4+v6 b.example*2+ip+v4+v6 c.example*1+ip+v4+v6"},
+	} {
+		lists, err := Parse(tt.text)
+		var got []string
+		for _, l := range lists {
+			got = append(got, l.String())
+		}
+		if err != nil || strings.Join(got, " ") != tt.want {
+			t.Errorf("%q: %v, %v\nwant %s", tt.text, got, err, tt.want)
+		}
+		// What is printed is read again, but for keys.
+		again, err := Parse(strings.ReplaceAll(strings.Join(got, "\n"), "KEY", key))
+		if err != nil || len(again) != len(lists) {
+			t.Errorf("%q: read again: %v", got, err)
+		}
+	}
+	for _, tt := range []struct{ text, want string }{
+		{"zen", "not a zone"},
+		{"192.0.2.1", "not a zone"},
+		{"a..b", "not a zone"},
+		{"bl.exämple", "not a zone"},
+		{strings.Repeat("a.", 100) + "example", "not a zone"},
+		{"@bl.example", "a label is"},
+		{"a b@@bl.example", "not a zone"},
+		{"bl.example*101", "a weight is"},
+		{"bl.example*", "a weight is"},
+		{"bl.example*1*2", "more than once"},
+		{"bl.example=127.0.0.2=127.0.0.3", "more than once"},
+		{"bl.example=", "not four octets"},
+		{"bl.example=192.0.2.1", "never matches"},
+		{"bl.example+nosuch", "options are"},
+		{"bl.example+", "options are"},
+		{"bl.example*3+", "options are"},
+		{"dbl.spamhaus.org", "needs +rdns"},
+		{"dbl.spamhaus.org+ip", "lists domains"},
+		{"zen.spamhaus.org+helo", "lists addresses"},
+		{"rhs.example+helo+v4", "for addresses"},
+		{"bl.example*-1+block", "do not go with"},
+		{"score.senderscore.com", "needs a =match"},
+		{key + "..zen.dq.spamhaus.net", "list \"KEY..zen"},
+		{key, "list \"KEY\""},
+		{"zen.spamhaus.org=" + key, "\"zen.spamhaus.org=KEY\""},
+		{key + "@bl.example*1000", "list \"KEY@bl"},
+	} {
+		_, err := Parse(tt.text)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%q: error %v, want %q", tt.text, err, tt.want)
+		}
+		if err != nil && strings.Contains(err.Error(), key) {
+			t.Errorf("%q: the error shows the key: %v", tt.text, err)
+		}
+	}
+}
+
+// The table is right in itself: what it says can be parsed, and each zone that
+// lists addresses works as it stands.
+func TestKnownZones(t *testing.T) {
+	seen := map[string]bool{}
+	for _, k := range knownZones() {
+		if seen[k.zone] || dead(k.zone) != "" {
+			t.Errorf("%s: twice, or dead", k.zone)
+		}
+		seen[k.zone] = true
+		if k.match != "" {
+			if _, err := ParseMatch(k.match); err != nil {
+				t.Errorf("%s: %v", k.zone, err)
+			}
+		}
+		for _, c := range k.codes {
+			if _, err := ParseMatch(c.match); err != nil {
+				t.Errorf("%s: %s: %v", k.zone, c.text, err)
+			}
+		}
+		if k.kind != domains && k.families == 0 {
+			t.Errorf("%s: no family", k.zone)
+		}
+		text := k.zone
+		switch k.kind {
+		case domains:
+			text += "+from"
+		case scores:
+			text += "=127.0.4.[0..20]"
+		}
+		if l, err := Parse(text); err != nil || l[0].Weight != k.weight || l[0].Weight == 0 {
+			t.Errorf("%s: %v, %v", k.zone, l, err)
+		}
+	}
+	for zone, want := range map[string]bool{
+		"dnsbl.sorbs.net": true, "spam.dnsbl.sorbs.net": true, "sorbs.net": true, "notsorbs.net": false, "relays.ordb.org": true,
+		"x.relays.ordb.org": false, "cbl.abuseat.org": true, "zen.spamhaus.org": false,
+	} {
+		if got := dead(zone) != ""; got != want {
+			t.Errorf("%s: dead %v", zone, got)
+		}
+	}
+}
+
+func TestMeaning(t *testing.T) {
+	lists, err := Parse("zen.spamhaus.org list.dnswl.org multi.surbl.org+from bl.example")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, want := range []struct{ code, text string }{
+		{"127.0.0.10", "PBL, end user line, by the provider"}, {"127.0.5.2", "medium trust"}, {"127.0.0.80", "malware, abuse"}, {"127.0.0.2", ""},
+	} {
+		if got := lists[i].meaning(netip.MustParseAddr(want.code)); got != want.text {
+			t.Errorf("%s %s: %q, want %q", lists[i], want.code, got, want.text)
+		}
+	}
+}
+
+func TestKeys(t *testing.T) {
+	const key = "abcdefghij0123456789klmnop"
+	for _, s := range []string{
+		key + ".zen.dq.spamhaus.net", "zen@" + key + ".zen.dq.spamhaus.net=127.0.0.2*3", "a.example," + key + ".bl.example", key,
+		"zen." + key + ".dq.spamhaus.net", key + "@zen.example", "zen.example*" + key, strings.ToUpper(key) + ".dbl.dq.spamhaus.net+from",
+	} {
+		if out := Redactor(Keys(s))("error: " + s + " of " + strings.ToLower(s)); strings.Contains(strings.ToLower(out), key) {
+			t.Errorf("%s: %s", s, out)
+		}
+	}
+	for _, s := range []string{"zen.spamhaus.org", "zen.dq.spamhaus.net", "hostkarma.junkemailfilter.com", "/etc/mail/averyveryverylongname.txt", "bl.averyveryverylongdomainname.example", ""} {
+		if k := Keys(s); len(k) != 0 {
+			t.Errorf("%s: %q", s, k)
+		}
+	}
+}
+
+func TestClean(t *testing.T) {
+	for in, want := range map[string]string{
+		"":                                  "",
+		"listed, see https://x.example/":    "listed, see https://x.example/",
+		"a\r\n550 b\x00|c\x1b[31m \xff\xfe": "a 550 b |c [31m",
+		"  a  b  ":                          "a b",
+		strings.Repeat("x", 60000):          strings.Repeat("x", 200),
+		strings.Repeat("x", 199) + " y":     strings.Repeat("x", 199) + "y",
+		strings.Repeat("x ", 60000):         strings.Repeat("x ", 99) + "xx",
+	} {
+		if got := Clean(in); len(got) > 200 || got != want && !strings.HasPrefix(in, "x ") {
+			t.Errorf("%.40q: %q", in, got)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		"zen.spamhaus.org=127.0.0.[2..11]*3 list.dnswl.org=127.0.[0..255].[1..3]*-2", "x@bl.example.net=bit:16+block", "a.example,\nb.example*2",
+		"rhs.example+helo+from", "abcdefghij0123456789klmnop.zen.dq.spamhaus.net", "score.senderscore.com=127.0.4.0/27", "@", "=*+", "x=[", "00\x9b00000..dq.spamhaus.net", "\xff.example",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		lists, _ := Parse(s)
+		for _, l := range lists {
+			if keyOf(l.zone) != "" {
+				continue
+			}
+			again, err := Parse(l.String())
+			if err != nil || len(again) != 1 || again[0].String() != l.String() {
+				t.Fatalf("%q is printed as %s, which is %v, %v", s, l, again, err)
+			}
+			if n := name(l.zone, netip.IPv6Unspecified()); len(n) > 253 {
+				t.Fatalf("%q: name of %d bytes", s, len(n))
+			}
+		}
+	})
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, s := range []string{"\x7f\x00\x00\x02", "\x7f\xff\xff\xfe\xcb\x00\x71\x01", "\x7f\x00\x01\xff", "\x7f\x00\x00\x81", ""} {
+		f.Add("multi.surbl.org", []byte(s))
+		f.Add("bl.example", []byte(s))
+		f.Add("dbl.spamhaus.org", []byte(s))
+	}
+	f.Fuzz(func(t *testing.T, zone string, b []byte) {
+		var answer []netip.Addr
+		for ; len(b) >= 4; b = b[4:] {
+			answer = append(answer, netip.AddrFrom4([4]byte(b)))
+		}
+		if len(b) > 0 {
+			answer = append(answer, netip.IPv6Unspecified())
+		}
+		codes, flt := lookupZone(zone).decode(answer, IP)
+		if flt != nil && (len(codes) > 0 || flt.why == "" || flt.remedy == "") {
+			t.Fatalf("%v: %v, %+v", answer, codes, flt)
+		}
+		for _, c := range codes {
+			b := c.As4()
+			if b[0] != 127 || b[1] == 255 && b[2] == 255 || b == [4]byte{127, 0, 0, 255} {
+				t.Fatalf("%v is taken for a listing", c)
+			}
+		}
+	})
+}

@@ -1,0 +1,827 @@
+package greylist
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"pgregory.net/rapid"
+)
+
+var epoch = time.Date(2024, 2, 28, 23, 0, 0, 0, time.UTC)
+
+// A replay is a series of attempts, each with the answer that is due.
+type step struct {
+	at   float64 // seconds
+	addr string
+	from string // "" is a@s.example, "<>" the null sender
+	spf  string
+	want string // reason
+	left int    // seconds, if refused and not 0
+}
+
+func (s step) attempt() Attempt {
+	from := s.from
+	if from == "" {
+		from = "a@s.example"
+	}
+	return Attempt{
+		Time: epoch.Add(time.Duration(s.at * float64(time.Second))), Addr: netip.MustParseAddr(s.addr),
+		Sender: from, Rcpt: "bob@rcpt.example", SPF: s.spf,
+	}
+}
+
+func accepts(r Reason) bool { return r == Retry || r == Known || r == Paired }
+
+func TestReplay(t *testing.T) {
+	const hour, day = 3600, 86400
+	for _, tt := range []struct {
+		name   string
+		policy Policy
+		steps  []step
+	}{
+		{"59 s refused, 60 s accepted", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{59, "192.0.2.1", "", "", "early", 1},
+			{60, "192.0.2.1", "", "", "retry", 0},
+			{61, "192.0.2.1", "", "", "known", 0},
+		}},
+		{"59.9 s is too early", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{59.999, "192.0.2.1", "", "", "early", 1},
+		}},
+		{"passtime 300 s, early retries do not begin again", Policy{PassTime: 300 * time.Second}, []step{
+			{0, "192.0.2.1", "", "", "new", 300},
+			{61, "192.0.2.1", "", "", "early", 239},
+			{299, "192.0.2.1", "", "", "early", 1},
+			{300, "192.0.2.1", "", "", "retry", 0},
+		}},
+		{"retry after 24 h 1 s is a first attempt", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{day + 1, "192.0.2.1", "", "", "late", 60},
+			{day + 61, "192.0.2.1", "", "", "retry", 0},
+		}},
+		{"retry after 24 h", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{day, "192.0.2.1", "", "", "retry", 0},
+		}},
+		{"pool with SPF", Policy{}, []step{
+			{0, "192.0.2.1", "x1234@s.example", "s.example", "new", 60},
+			{60, "203.0.113.9", "another@s.example", "S.example.", "retry", 0},
+			{61, "198.51.100.7", "third@s.example", "s.example", "known", 0},
+		}},
+		{"SPF silent on the first attempt", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "192.0.2.1", "", "s.example", "retry", 0},
+			{61, "198.51.100.7", "b@s.example", "s.example", "known", 0},
+		}},
+		{"SPF silent on the retry", Policy{}, []step{
+			{0, "192.0.2.1", "", "s.example", "new", 60},
+			{60, "192.0.2.2", "", "", "retry", 0},
+		}},
+		{"a /24 retries, one address is free", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "192.0.2.200", "", "", "retry", 0},
+			{61, "192.0.2.200", "other@s.example", "", "known", 0},
+			{62, "192.0.2.1", "third@s.example", "", "new", 60},
+			{63, "192.0.2.77", "", "", "known", 0}, // the same sender and recipient
+			{64, "192.0.3.1", "", "", "new", 60},
+		}},
+		{"mapped IPv4", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "::ffff:192.0.2.1", "", "", "retry", 0},
+		}},
+		{"IPv6 /64", Policy{}, []step{
+			{0, "2001:db8:0:1::1", "", "", "new", 60},
+			{60, "2001:db8:0:1:ffff::2", "", "", "retry", 0},
+			{61, "2001:db8:0:1::3", "other@s.example", "", "known", 0},
+			{62, "2001:db8:0:2::1", "", "", "new", 60},
+		}},
+		{"masks", Policy{Mask4: 16, Mask6: 48}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "192.0.77.1", "", "", "retry", 0},
+			{61, "2001:db8:0:1::1", "", "", "new", 60},
+			{121, "2001:db8:0:2::1", "", "", "retry", 0},
+			{122, "2001:db8:0:1::1", "x@s.example", "", "new", 60}, // the /64 is not free
+		}},
+		{"case and extension of the sender", Policy{}, []step{
+			{0, "192.0.2.1", "Alice+1@S.example", "", "new", 60},
+			{60, "192.0.2.1", "aLICE+2@s.EXAMPLE", "", "retry", 0},
+		}},
+		{"clock steps back", Policy{}, []step{
+			{hour, "192.0.2.1", "", "", "new", 60},
+			{0, "192.0.2.1", "", "", "early", 60},
+			{59, "192.0.2.1", "", "", "early", 1},
+			{60, "192.0.2.1", "", "", "retry", 0},
+			{-hour, "192.0.2.1", "", "", "known", 0},
+		}},
+		{"three networks", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{400, "198.51.100.1", "", "", "new", 60},
+			{1000, "203.0.113.1", "", "", "pair", 0},
+			{1001, "10.1.2.3", "", "", "pair", 0},
+			{1002, "203.0.113.1", "other@s.example", "", "new", 60}, // no address is free
+		}},
+		{"the pair waits 15 minutes", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{30, "198.51.100.1", "", "", "new", 60},
+			{50, "203.0.113.1", "", "", "new", 60},
+			{899, "10.1.2.3", "", "", "new", 60},
+			{900, "10.2.2.3", "", "", "pair", 0},
+		}},
+		{"the pair needs a second network", Policy{PassTime: hour * time.Second}, []step{
+			{0, "192.0.2.1", "", "", "new", 0},
+			{400, "192.0.2.2", "", "", "early", 0},
+			{1000, "192.0.2.3", "", "", "early", 0},
+			{1001, "198.51.100.1", "", "", "pair", 0},
+		}},
+		{"the pair needs three tries", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{1000, "198.51.100.1", "", "", "new", 60},
+		}},
+		{"no pair", Policy{PairTries: -1}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{400, "198.51.100.1", "", "", "new", 60},
+			{1000, "203.0.113.1", "", "", "new", 60},
+		}},
+		{"bounces are no pair", Policy{}, []step{
+			{0, "192.0.2.1", "<>", "", "new", 60},
+			{400, "198.51.100.1", "<>", "", "new", 60},
+			{1000, "203.0.113.1", "<>", "", "new", 60},
+			{1060, "203.0.113.1", "<>", "", "retry", 0},
+		}},
+		{"yesterday's pass, new sender", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "192.0.2.1", "", "", "retry", 0},
+			{day, "192.0.2.1", "new@other.example", "", "known", 0},
+		}},
+		{"a pass lives 36 days after its last use", Policy{}, []step{
+			{0, "192.0.2.1", "", "", "new", 60},
+			{60, "192.0.2.1", "", "", "retry", 0},
+			{30 * day, "192.0.2.1", "", "", "known", 0},
+			{66 * day, "192.0.2.1", "", "", "known", 0},
+			{102*day + 1, "192.0.2.1", "", "", "new", 60},
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			g := New(Options{Policy: tt.policy})
+			for i, s := range tt.steps {
+				d, err := g.Decide(t.Context(), s.attempt())
+				if err != nil || string(d.Reason) != s.want || d.Accept != accepts(d.Reason) {
+					t.Fatalf("step %d, %+v: got %v, %v", i, s, d, err)
+				}
+				if !d.Accept && s.left > 0 && d.Left != time.Duration(s.left)*time.Second {
+					t.Errorf("step %d: %v left, want %d s", i, d.Left, s.left)
+				}
+			}
+		})
+	}
+}
+
+// What a decision tells the log and the header.
+func TestDecision(t *testing.T) {
+	m := NewMemory(0)
+	g := New(Options{Store: m, Clear: true, Policy: Policy{MaxPerNet: 20}})
+	a := step{0, "192.0.2.1", "Alice+1@s.example", "s.example", "", 0}.attempt()
+	if _, err := g.Decide(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	a.Time = a.Time.Add(362 * time.Second)
+	before, entries, err := g.Explain(t.Context(), a)
+	if err != nil || len(entries) != 4 { // spf, net, pair, quota
+		t.Errorf("%v, %v", entries, err)
+	}
+	d, err := g.Decide(t.Context(), a)
+	if err != nil || fmt.Sprint(before) != fmt.Sprint(d) {
+		t.Errorf("explained as %v, decided as %v, %v", before, d, err)
+	}
+	if d.String() != "accept retry spf:s.example" || !d.First || d.Delay != 362*time.Second || d.Tries != 2 ||
+		d.Sender != "alice@s.example" || d.Rcpt != "bob@rcpt.example" || d.Key.Kind() != KindAttempt ||
+		fmt.Sprint(d.Origins) != "[spf:s.example 192.0.2.1 net:192.0.2.0/24]" {
+		t.Errorf("%+v", d)
+	}
+	d, err = g.Decide(t.Context(), a)
+	if err != nil || d.String() != "accept known spf:s.example" || d.First {
+		t.Errorf("%+v, %v", d, err)
+	}
+}
+
+// A provider is an origin like a domain, but for the sender.
+func TestAlso(t *testing.T) {
+	g := New(Options{})
+	a := step{at: 0, addr: "192.0.2.1"}.attempt()
+	a.Also = []string{"provider:big"}
+	g.Decide(t.Context(), a)
+	a = step{at: 60, addr: "198.51.100.1"}.attempt()
+	a.Also = []string{"provider:big"}
+	if d, err := g.Decide(t.Context(), a); err != nil || d.String() != "accept retry provider:big" {
+		t.Errorf("%v, %v", d, err)
+	}
+}
+
+func TestCrowd(t *testing.T) {
+	m := NewMemory(0)
+	g := New(Options{Store: m})
+	decide := func(at float64, addr, from string) Decision {
+		d, err := g.Decide(t.Context(), step{at: at, addr: addr, from: from}.attempt())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	decide(0, "192.0.2.1", "early@s.example")
+	for n := range 10_000 {
+		if d := decide(float64(n)/1000, "192.0.2.1", word(n)+"@s.example"); d.Accept {
+			t.Fatalf("%d: %v", n, d)
+		}
+	}
+	if m.grey > 2*500 || m.grey < 2*100 {
+		t.Errorf("%d records", m.grey)
+	}
+	// Elsewhere nothing has changed, and neither for what was there before.
+	if d := decide(20, "192.0.3.1", "a@s.example"); d.Reason != Unseen || d.Crowded {
+		t.Errorf("other network: %v", d)
+	}
+	if d := decide(80, "192.0.3.1", "a@s.example"); d.Reason != Retry {
+		t.Errorf("other network: %v", d)
+	}
+	if d := decide(60, "192.0.2.2", "early@s.example"); d.Reason != Retry || d.Crowded {
+		t.Errorf("early one: %v", d)
+	}
+	// A sender that is not kept any more passes with the network.
+	if d := decide(50, "192.0.2.9", "new@s.example"); d.Accept || !d.Crowded {
+		t.Errorf("in the crowd: %v", d)
+	}
+	if d := decide(80, "192.0.2.9", "new@s.example"); d.Reason != Retry || !d.Crowded {
+		t.Errorf("retry in the crowd: %v", d)
+	}
+	if d := decide(81, "192.0.2.9", "other@t.example"); d.Reason != Known || d.Crowded {
+		t.Errorf("free address: %v", d)
+	}
+	// The next day the crowd is forgotten.
+	if d := decide(86400+20, "192.0.2.77", "x@t.example"); d.Reason != Unseen || d.Crowded {
+		t.Errorf("next day: %v", d)
+	}
+}
+
+// word is a different one for each number, without digits.
+func word(n int) string {
+	s := "w"
+	for ; n > 0; n /= 26 {
+		s += string(rune('a' + n%26))
+	}
+	return s
+}
+
+// A small quota is exact.
+func TestSmallQuota(t *testing.T) {
+	m := NewMemory(0)
+	g := New(Options{Store: m, Policy: Policy{MaxPerNet: 20}})
+	for n := range 100 {
+		d, err := g.Decide(t.Context(), step{at: float64(n) / 1000, addr: "192.0.2.1", from: word(n) + "@s.example"}.attempt())
+		if err != nil || d.Crowded != (n >= 20) {
+			t.Errorf("%d: %v, crowded %v, %v", n, d, d.Crowded, err)
+		}
+	}
+	if m.grey != 2*20+2 { // attempts and pairs, the network, its quota
+		t.Errorf("%d records", m.grey)
+	}
+}
+
+func TestTrap(t *testing.T) {
+	g := New(Options{})
+	trap := func(at float64, addr string) bool {
+		hit, err := g.Trap(t.Context(), step{at: at, addr: addr}.attempt())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return hit
+	}
+	decide := func(at float64, addr string) Decision {
+		d, err := g.Decide(t.Context(), step{at: at, addr: addr}.attempt())
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	decide(0, "192.0.2.1")
+	if !trap(30, "192.0.2.1") {
+		t.Error("not trapped")
+	}
+	if d := decide(90, "192.0.2.1"); d.Reason != Trapped || d.Left != 24*time.Hour-time.Minute {
+		t.Errorf("%v, %v left", d, d.Left)
+	}
+	if d := decide(90, "192.0.2.2"); d.Reason != Retry {
+		t.Errorf("neighbour: %v", d)
+	}
+	if trap(91, "192.0.2.2") {
+		t.Error("trapped, though its address is free")
+	}
+	if d := decide(86400+31, "192.0.2.1"); d.Reason == Trapped {
+		t.Errorf("still %v", d)
+	}
+}
+
+func TestLearn(t *testing.T) {
+	g := New(Options{})
+	var to []string
+	for n := range 40 {
+		to = append(to, word(n)+"@far.example", word(n)+"@FAR.example")
+	}
+	if err := g.Learn(t.Context(), epoch, "Bob@rcpt.example", to); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Learn(t.Context(), epoch, "", []string{"x@far.example"}); err != nil {
+		t.Fatal(err)
+	}
+	for i, tt := range []struct {
+		at   float64
+		from string
+		want Reason
+	}{
+		{1, "w@far.example", Paired},
+		{1, word(39) + "+tag@Far.example", Paired},
+		{1, "x@far.example", Unseen},
+		{37 * 86400, "w@far.example", Unseen},
+	} {
+		d, err := g.Decide(t.Context(), step{at: tt.at, addr: fmt.Sprint("192.0.2.", i), from: tt.from}.attempt())
+		if err != nil || d.Reason != tt.want || d.First {
+			t.Errorf("%+v: %v, %v", tt, d, err)
+		}
+	}
+}
+
+func TestMaxGrey(t *testing.T) {
+	g := New(Options{Store: NewMemory(10)})
+	for n := range 1000 {
+		if _, err := g.Decide(t.Context(), step{at: float64(n), addr: fmt.Sprintf("10.%d.%d.1", n/256, n%256), from: word(n) + "@s.example"}.attempt()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if m := g.store.(*Memory); m.grey != 10 || len(m.queue) > 2000 {
+		t.Errorf("%d records, %d in the queue", m.grey, len(m.queue))
+	}
+}
+
+// schedule reads testdata/retry-schedules.tsv: when a sender tries, in seconds,
+// and from how many addresses.
+func schedules(t *testing.T) (all []schedule) {
+	f, err := os.Open("testdata/retry-schedules.tsv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		if strings.HasPrefix(sc.Text(), "#") {
+			continue
+		}
+		f := strings.Split(sc.Text(), "\t")
+		s := schedule{name: f[0], tries: []float64{0}}
+		s.addrs, _ = strconv.Atoi(f[1])
+		words := strings.Fields(f[2])
+		every := 0.0
+		for i, w := range words {
+			m, sec, ok := strings.Cut(w, ":")
+			if !ok {
+				continue
+			}
+			min, err1 := strconv.Atoi(m)
+			secs, err2 := strconv.Atoi(sec)
+			if err1 != nil || err2 != nil {
+				t.Fatalf("%s: %s", s.name, w)
+			}
+			at := float64(min*60 + secs)
+			switch words[max(i-1, 0)] {
+			case "every":
+				every = at
+			case "until":
+				for last := s.tries[len(s.tries)-1] + every; last <= at; last += every {
+					s.tries = append(s.tries, last)
+				}
+			default:
+				s.tries = append(s.tries, at)
+			}
+		}
+		all = append(all, s)
+	}
+	if len(all) < 11 {
+		t.Fatalf("%d schedules", len(all))
+	}
+	return all
+}
+
+type schedule struct {
+	name  string
+	addrs int
+	tries []float64
+}
+
+// Every sender passes at its first retry that is old enough, whichever of its
+// addresses that comes from, and its next message does not wait. Without SPF
+// it passes when one network comes again, or by the pair.
+func TestSchedules(t *testing.T) {
+	for _, s := range schedules(t) {
+		for _, passtime := range []float64{60, 300} {
+			for _, proven := range []bool{true, false} {
+				t.Run(fmt.Sprint(s.name, passtime, proven), func(t *testing.T) {
+					g := New(Options{Policy: Policy{PassTime: time.Duration(passtime) * time.Second}})
+					decide := func(n int, at float64, from string) Decision {
+						st := step{at: at, addr: fmt.Sprintf("10.0.%d.1", n%s.addrs), from: from}
+						if proven {
+							st.spf = s.name + ".example"
+						}
+						d, err := g.Decide(t.Context(), st.attempt())
+						if err != nil {
+							t.Fatal(err)
+						}
+						return d
+					}
+					due := func(n int) bool {
+						at := s.tries[n]
+						if proven || s.addrs == 1 {
+							return at >= passtime
+						}
+						for m := n - s.addrs; m >= 0; m -= s.addrs { // the same network
+							if at-s.tries[m] >= passtime {
+								return true
+							}
+						}
+						return n >= 2 && at >= 900
+					}
+					for n, at := range s.tries {
+						d := decide(n, at, "bounce-12345-x@"+s.name)
+						if d.Accept != due(n) {
+							t.Fatalf("try %d at %v s: %v", n, at, d)
+						}
+						if !d.Accept {
+							continue
+						}
+						if d = decide(n, at+5, "bounce-54321-x@"+s.name); !d.Accept {
+							t.Errorf("the next message: %v", d)
+						}
+						for m := range s.addrs {
+							if d = decide(n+m, at+1000, "bounce-777-x@"+s.name); proven && !d.Accept {
+								t.Errorf("the next message from another address: %v", d)
+							}
+						}
+						return
+					}
+					t.Error("never passed")
+				})
+			}
+		}
+	}
+}
+
+// model is the decision once more, in the plainest way: tables by name.
+type model struct {
+	p     Policy
+	grey  map[string]time.Time
+	pass  map[string]time.Time
+	pairs map[string]*modelPair
+}
+
+type modelPair struct {
+	first time.Time
+	tries int
+	nets  map[string]bool
+}
+
+func (m *model) alive(name string, now time.Time) bool {
+	last, ok := m.pass[name]
+	if ok && last.After(now) {
+		last = now
+		m.pass[name] = now
+	}
+	return ok && now.Sub(last) <= m.p.WhiteExp
+}
+
+func (m *model) decide(a Attempt) bool {
+	now := a.Time
+	net := netOf(a.Addr, 24, 64).String()
+	pair := a.Sender + " " + a.Rcpt
+	free := []string{"free " + a.Addr.String()}
+	keys := []string{"key " + net + " " + pair}
+	if a.SPF != "" {
+		free = append(free, "free "+a.SPF)
+		keys = append(keys, "key "+a.SPF+" "+a.Rcpt)
+	}
+	ok, known := false, false
+	for _, name := range append(append([]string{"pair " + pair}, free...), keys...) {
+		if m.alive(name, now) {
+			m.pass[name] = now
+			ok = true
+			known = known || strings.HasPrefix(name, "free ")
+		}
+	}
+	if known {
+		return true
+	}
+	for _, name := range keys {
+		if first, is := m.grey[name]; is && first.After(now) {
+			m.grey[name] = now
+		}
+	}
+	if mp := m.pairs[pair]; mp != nil && mp.first.After(now) {
+		mp.first = now
+	}
+	if ok {
+		return true
+	}
+	for _, name := range keys {
+		if first, is := m.grey[name]; is && now.Sub(first) >= m.p.PassTime && now.Sub(first) <= m.p.GreyExp {
+			for _, name := range append(free, keys...) {
+				delete(m.grey, name)
+				m.pass[name] = now
+			}
+			return true
+		}
+	}
+	mp := m.pairs[pair]
+	if mp == nil || now.Sub(mp.first) > m.p.GreyExp {
+		mp = &modelPair{first: now, nets: make(map[string]bool)}
+		m.pairs[pair] = mp
+		delete(m.pass, "pair "+pair)
+	}
+	mp.tries++
+	mp.nets[net] = true
+	if mp.tries >= 3 && len(mp.nets) >= 2 && now.Sub(mp.first) >= 15*time.Minute {
+		delete(m.pairs, pair)
+		m.pass["pair "+pair] = now
+		return true
+	}
+	for _, name := range keys {
+		if first, is := m.grey[name]; !is || now.Sub(first) > m.p.GreyExp {
+			delete(m.pass, name)
+			m.grey[name] = now
+		}
+	}
+	return false
+}
+
+func (m *model) sweep(now time.Time) {
+	for name, first := range m.grey {
+		if now.Sub(first) > m.p.GreyExp {
+			delete(m.grey, name)
+		}
+	}
+	for name, last := range m.pass {
+		if now.Sub(last) > m.p.WhiteExp {
+			delete(m.pass, name)
+		}
+	}
+	for name, pair := range m.pairs {
+		if now.Sub(pair.first) > m.p.GreyExp {
+			delete(m.pairs, name)
+		}
+	}
+}
+
+func TestModel(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := New(Options{Policy: Policy{WhiteExp: 3 * 24 * time.Hour}})
+		m := &model{p: g.policy, grey: make(map[string]time.Time), pass: make(map[string]time.Time), pairs: make(map[string]*modelPair)}
+		now := epoch
+		steps := rapid.IntRange(1, 80).Draw(t, "steps")
+		for range steps {
+			jump := rapid.OneOf(
+				rapid.Int64Range(0, 120_000), rapid.SampledFrom([]int64{0, 59_999, 60_000, 60_001, 900_000}),
+				rapid.Int64Range(-3_600_000, 3_600_000), rapid.Int64Range(0, 4*86400_000),
+				rapid.SampledFrom([]int64{86400_000, 86400_001, 3 * 86400_000, 3*86400_000 + 1}),
+			).Draw(t, "jump")
+			now = now.Add(time.Duration(jump) * time.Millisecond)
+			a := Attempt{
+				Time:   now,
+				Addr:   netip.AddrFrom4([4]byte{10, 0, byte(rapid.IntRange(0, 3).Draw(t, "net")), byte(rapid.IntRange(1, 2).Draw(t, "host"))}),
+				Sender: rapid.SampledFrom([]string{"a@s.example", "b@s.example"}).Draw(t, "from"),
+				Rcpt:   rapid.SampledFrom([]string{"x@r.example", "y@r.example"}).Draw(t, "to"),
+				SPF:    rapid.SampledFrom([]string{"", "", "s.example"}).Draw(t, "spf"),
+			}
+			d, err := g.Decide(t.Context(), a)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if want := m.decide(a); d.Accept != want {
+				t.Fatalf("%+v: got %v, want accept %v", a, d, want)
+			}
+			if !d.Accept && (d.Left < time.Second || d.Left > time.Minute) {
+				t.Fatalf("%v left", d.Left)
+			}
+			if rapid.IntRange(0, 9).Draw(t, "sweep") == 0 {
+				for done := false; !done; {
+					_, done, _ = g.store.Sweep(t.Context(), g.Expired(now))
+				}
+				m.sweep(now)
+			}
+		}
+	})
+}
+
+func TestStats(t *testing.T) {
+	g := New(Options{Clear: true})
+	for n := range 5 {
+		g.Decide(t.Context(), step{at: float64(n), addr: "192.0.2.1", from: word(n) + "@s.example"}.attempt())
+	}
+	g.Decide(t.Context(), step{at: 0, addr: "198.51.100.1"}.attempt())
+	g.Decide(t.Context(), step{at: 362, addr: "198.51.100.1"}.attempt())
+	if err := g.flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	s, err := g.Stats(t.Context(), epoch.Add(400*time.Second))
+	if err != nil || s.Reasons[Unseen] != 6 || s.Reasons[Retry] != 1 || s.Delays[3] != 1 ||
+		fmt.Sprint(s.Silent) != "[{192.0.2.0/24 5}]" || s.Records["origin"]["pass"] != 1 || s.Records["attempt"]["grey"] != 5 {
+		t.Errorf("%+v, %v", s, err)
+	}
+}
+
+// Run sweeps, and stores what was counted, also at the end.
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMemory(0)
+		g := New(Options{Store: m, Policy: Policy{MaxPerNet: 20}})
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var newest atomic.Int64
+		go g.Run(ctx, func() time.Time {
+			if n := newest.Load(); n != 0 {
+				return time.UnixMilli(n)
+			}
+			return time.Time{}
+		}, nil)
+		g.Decide(ctx, step{at: 0, addr: "192.0.2.1"}.attempt())
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if n, _ := m.Count(t.Context(), nil); m.grey != 3 || n["reason new"] != 1 {
+			t.Errorf("%d records, counted %v", m.grey, n)
+		}
+		newest.Store(epoch.Add(25 * time.Hour).UnixMilli())
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if m.grey != 0 {
+			t.Errorf("%d records after a day", m.grey)
+		}
+		g.Decide(ctx, step{at: 0, addr: "192.0.2.1"}.attempt())
+		cancel()
+		synctest.Wait()
+		if n, _ := m.Count(t.Context(), nil); n["reason new"] != 2 {
+			t.Errorf("counted %v", n)
+		}
+	})
+}
+
+// What no client has is answered all the same.
+func TestNonsense(t *testing.T) {
+	g := New(Options{})
+	for _, a := range []Attempt{
+		{},
+		{Addr: netip.MustParseAddr("fe80::1%em0"), SPF: ".", Sender: "@", Rcpt: "@"},
+		{Time: time.Unix(1<<60, 0), Sender: strings.Repeat("a", 1<<17) + "@", Rcpt: strings.Repeat("@", 1<<17)},
+	} {
+		if d, err := g.Decide(t.Context(), a); d.Accept || err != nil {
+			t.Errorf("%v, %v", d, err)
+		}
+	}
+}
+
+func TestKeyFile(t *testing.T) {
+	path := t.TempDir() + "/key"
+	if _, err := (&KeyFile{Path: path}).Secret(); err == nil {
+		t.Error("no file, no error")
+	}
+	one, err := (&KeyFile{Path: path, Create: true}).Secret()
+	if err != nil || len(one) != 32 {
+		t.Fatal(one, err)
+	}
+	two, err := (&KeyFile{Path: path, Create: true}).Secret()
+	if err != nil || string(one) != string(two) {
+		t.Errorf("%x, then %x, %v", one, two, err)
+	}
+	if fi, err := os.Stat(path); err != nil || fi.Mode().Perm() != 0o600 {
+		t.Error(fi.Mode(), err)
+	}
+	os.WriteFile(path, []byte("secret\n"), 0o600)
+	f := &KeyFile{Path: path, Create: true}
+	if _, err := f.Secret(); err == nil {
+		t.Error("no error for no key")
+	}
+	g := New(Options{Secret: f.Secret})
+	if d, err := g.Decide(t.Context(), step{addr: "192.0.2.1"}.attempt()); err == nil {
+		t.Error(d)
+	}
+}
+
+// Keys of one attempt have their neighbourhoods, and tell the kind.
+func TestKeys(t *testing.T) {
+	g := New(Options{})
+	h, _ := g.hash()
+	p := g.plan(h, step{addr: "192.0.2.1", spf: "s.example"}.attempt())
+	near := make(map[[8]byte]int)
+	seen := make(map[Key]bool)
+	for _, k := range p.keys {
+		near[[8]byte(k[:8])]++
+		seen[k] = true
+		if back, err := ParseKey(k.String()); err != nil || back != k {
+			t.Errorf("%v, %v", back, err)
+		}
+	}
+	if len(near) != 3 || len(seen) != len(p.keys) {
+		t.Errorf("%d neighbourhoods, %d keys of %d", len(near), len(seen), len(p.keys))
+	}
+	for _, s := range []string{"", "00", strings.Repeat("0", 32), strings.Repeat("g", 32), strings.Repeat("0", 30) + "ff"} {
+		if k, err := ParseKey(s); err == nil {
+			t.Errorf("%q: %v", s, k)
+		}
+	}
+}
+
+func TestImport(t *testing.T) {
+	in := strings.Join([]string{
+		"# spamdb",
+		fmt.Sprintf("WHITE|192.0.2.1|||%d|%d|%d|3|20", epoch.Unix()-1000, epoch.Unix()-500, epoch.Unix()+86400),
+		fmt.Sprintf("GREY|192.0.3.1|mx.s.example|<Alice@s.example>|<bob@rcpt.example>|%d|%d|%d|2|0", epoch.Unix()-100, epoch.Unix()+1000, epoch.Unix()+10000),
+		fmt.Sprintf("WHITE|192.0.4.1|||%d|%d|%d|3|20", epoch.Unix()-1000, epoch.Unix()-500, epoch.Unix()-1), // lapsed
+		fmt.Sprintf("TRAPPED|192.0.5.1|%d", epoch.Unix()+100),
+		"SPAMTRAP|trap@rcpt.example",
+		"WHITE|nonsense|||1|2|3|4|5",
+		"WHITE|192.0.2.1|||1",
+		"hello",
+		"VERSION=3", "format=print", "type=btree", "HEADER=END",
+		" 192.0.6.0/alice@s.example/bob@rcpt.example", fmt.Sprintf(" %d,%d", epoch.Unix()-500, epoch.Unix()-100),
+		" 192.0.7.0/alice@s.example/bob@rcpt.example", fmt.Sprintf(" %d,%d", epoch.Unix()-30, epoch.Unix()-30),
+		" 192.0.8.1", fmt.Sprintf(" 6,%d", epoch.Unix()-30),
+		" 192.0.9.1", fmt.Sprintf(" 4,%d", epoch.Unix()-30),
+		` back\5cslash`, " x",
+		"DATA=END",
+		strings.Repeat("x", 100_000),
+		"{\"kind\":\"origin\"}",
+	}, "\n")
+	g := New(Options{})
+	n, errs := g.Import(t.Context(), epoch, strings.NewReader(in), "dump")
+	if n != 6 || len(errs) != 6 {
+		t.Errorf("%d records, errors %v", n, errs)
+	}
+	for i, line := range []int{7, 8, 9, 23, 25, 26} {
+		if i < len(errs) && !strings.HasPrefix(errs[i].Error(), fmt.Sprintf("dump:%d: ", line)) {
+			t.Errorf("line %d: %v", line, errs[i])
+		}
+	}
+	for addr, want := range map[string]Reason{
+		"192.0.2.1": Known, "192.0.3.1": Retry, "192.0.4.1": Unseen, "192.0.5.1": Trapped, "192.0.6.9": Known,
+		"192.0.7.1": Early, "192.0.8.1": Known, "192.0.9.1": Unseen,
+	} {
+		d, err := g.Decide(t.Context(), step{at: 1, addr: addr, from: "alice@s.example"}.attempt())
+		if err != nil || d.Reason != want {
+			t.Errorf("%s: %v, %v, want %s", addr, d, err, want)
+		}
+	}
+}
+
+func FuzzImport(f *testing.F) {
+	f.Add("WHITE|192.0.2.1|||1|2|3|4|5\nGREY|::1|h|<a@b>|<c@d>|1|2|3|4|5\nTRAPPED|192.0.2.1|9999999999")
+	f.Add("HEADER=END\n 192.0.2.0/a@b/c@d\n 1,2\n x\\00\n 1,2\nDATA=END\n")
+	f.Add(`{"key":"00000000000000000000000000000003","kind":"pair","state":"pass","first":"2024-01-01T00:00:00Z","last":"2024-02-01T00:00:00Z","nets":"AAAAAA=="}`)
+	f.Fuzz(func(t *testing.T, s string) {
+		g := New(Options{Clear: true})
+		g.Import(t.Context(), epoch, strings.NewReader(s), "f")
+		for e, err := range g.store.All(t.Context()) {
+			if err != nil || e.Record.First > epoch.UnixMilli() || e.Record.Last > epoch.UnixMilli() || e.Record.State == Absent || e.Key.Kind() == 0 {
+				t.Errorf("%+v, %v", e, err)
+			}
+		}
+		if err := g.Export(t.Context(), io.Discard); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// The queue of a Memory loses nobody.
+func TestMemoryQueue(t *testing.T) {
+	m := NewMemory(50)
+	for range 20_000 {
+		k := Key{byte(rand.IntN(80)), 15: byte(KindAttempt)}
+		r := Record{State: State(rand.IntN(3)), First: rand.Int64N(3)}
+		m.Update(t.Context(), []Key{k}, func(recs []Record) { recs[0] = r })
+		n := 0
+		for _, part := range m.records {
+			for _, r := range part {
+				if r.State == Grey {
+					n++
+				}
+			}
+		}
+		if n != m.grey || n > 50 {
+			t.Fatalf("%d grey records, %d counted", n, m.grey)
+		}
+	}
+}

@@ -1,0 +1,226 @@
+package greylist
+
+import (
+	"crypto/hmac"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// A Kind says what a record is about. It is the last byte of its Key.
+type Kind byte
+
+const (
+	KindOrigin  Kind = 1 + iota // an origin that passes, whatever sender and recipient
+	KindAttempt                 // origin, sender and recipient
+	KindPair                    // sender and recipient
+	KindNetwork                 // a network as a whole, past its quota
+	KindQuota                   // the number of new attempts of a network
+	KindTrap                    // an address that has written to a trap
+)
+
+var kindNames = [...]string{"", "origin", "attempt", "pair", "network", "quota", "trap"}
+
+func (k Kind) String() string {
+	if int(k) < len(kindNames) && k > 0 {
+		return kindNames[k]
+	}
+	return fmt.Sprintf("kind%d", byte(k))
+}
+
+// A Key names a record. It is a keyed hash, so that a store tells nobody who
+// writes to whom. The first eight bytes are the same for records that one
+// attempt needs together, which so lie near each other in a sorted store;
+// otherwise keys are as good as random.
+type Key [16]byte
+
+// Kind returns what the record is about.
+func (k Key) Kind() Kind { return Kind(k[15]) }
+
+func (k Key) String() string { return hex.EncodeToString(k[:]) }
+
+// ParseKey reads what String returns.
+func ParseKey(s string) (k Key, err error) {
+	b, err := hex.DecodeString(s)
+	if err != nil || len(b) != len(k) || int(b[15]) >= len(kindNames) || b[15] == 0 {
+		return k, fmt.Errorf("%.40q is not a key of 32 hexadecimal digits", s)
+	}
+	return Key(b), nil
+}
+
+// A hasher makes keys.
+type hasher struct {
+	pool sync.Pool
+}
+
+func newHasher(secret []byte) *hasher {
+	return &hasher{pool: sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+}
+
+func (h *hasher) sum(tag byte, parts ...string) [sha256.Size]byte {
+	m := h.pool.Get().(hash.Hash)
+	m.Reset()
+	b := make([]byte, 0, 256)
+	b = append(b, tag)
+	for _, p := range parts {
+		b = append(b, byte(len(p)>>8), byte(len(p)))
+		b = append(b, p...)
+	}
+	m.Write(b)
+	var out [sha256.Size]byte
+	m.Sum(out[:0])
+	h.pool.Put(m)
+	return out
+}
+
+// cluster is what goes before the kind tags in the hash of a neighbourhood.
+const cluster = 0
+
+func (h *hasher) key(kind Kind, near string, parts ...string) (k Key) {
+	n, s := h.sum(cluster, near), h.sum(byte(kind), parts...)
+	copy(k[:8], n[:])
+	copy(k[8:15], s[:])
+	k[15] = byte(kind)
+	return k
+}
+
+// entry returns the key of a record that has all its clear text.
+func (h *hasher) entry(kind Kind, origin, sender, rcpt string) Entry {
+	near := origin
+	switch {
+	case kind == KindPair || kind == KindAttempt && strings.HasPrefix(origin, "net:"):
+		near = sender + "\x00" + rcpt
+	default:
+		if a, ok := originAddr(origin); ok {
+			// Independent of -mask4 and -mask6, or a change of them would
+			// lose all passes.
+			near = netOf(a, 24, 64).String()
+		}
+	}
+	return Entry{
+		Key:    h.key(kind, near, origin, sender, rcpt),
+		Record: Record{Origin: origin, Sender: sender, Rcpt: rcpt},
+	}
+}
+
+// originAddr returns the address, or the first of the network, that an origin
+// is made of.
+func originAddr(origin string) (netip.Addr, bool) {
+	s := strings.TrimPrefix(origin, "net:")
+	if p, err := netip.ParsePrefix(s); err == nil {
+		return p.Addr(), true
+	}
+	a, err := netip.ParseAddr(s)
+	return a, err == nil
+}
+
+func netOf(a netip.Addr, mask4, mask6 int) netip.Prefix {
+	a = a.Unmap().WithZone("")
+	bits := mask6
+	if a.Is4() {
+		bits = mask4
+	}
+	p, _ := a.Prefix(min(max(bits, 0), a.BitLen()))
+	return p
+}
+
+// A KeyFile is a file with the secret that keys are made with: 64 hexadecimal
+// digits. The same file makes the same keys on every host.
+type KeyFile struct {
+	Path   string
+	Create bool // make it if there is none
+
+	mu     sync.Mutex
+	secret []byte
+	tried  time.Time
+	err    error
+}
+
+// Secret returns the secret. A failure is remembered for a second.
+func (f *KeyFile) Secret() ([]byte, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.secret == nil && (f.tried.IsZero() || time.Since(f.tried) >= time.Second) {
+		f.secret, f.err = f.load()
+		f.tried = time.Now()
+	}
+	return f.secret, f.err
+}
+
+func (f *KeyFile) load() ([]byte, error) {
+	secret, err := readSecret(f.Path)
+	if !errors.Is(err, fs.ErrNotExist) || !f.Create {
+		return secret, err
+	}
+	b := make([]byte, 32)
+	rand.Read(b)
+	// Written elsewhere and linked, so that of two processes that start at the
+	// same time one makes the file and both read the same.
+	tmp, err := os.CreateTemp(filepath.Dir(f.Path), filepath.Base(f.Path)+".*")
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(tmp.Name())
+	_, err = fmt.Fprintf(tmp, "%x\n", b)
+	if err2 := tmp.Sync(); err == nil {
+		err = err2
+	}
+	if err2 := tmp.Close(); err == nil {
+		err = err2
+	}
+	if err == nil {
+		err = TakeOwner(tmp.Name())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Link(tmp.Name(), f.Path); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, err
+	}
+	return readSecret(f.Path)
+}
+
+func readSecret(path string) ([]byte, error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	b := make([]byte, 1024)
+	n, err := file.Read(b)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	secret, err := hex.DecodeString(strings.TrimSpace(string(b[:n])))
+	if err != nil || len(secret) < 16 {
+		return nil, fmt.Errorf("%s: not a key of 32 or more hexadecimal digits", path)
+	}
+	return secret, nil
+}
+
+// TakeOwner gives a file that root has made the owner of its directory, so that
+// a program of that user can write it. For other users it does nothing.
+func TakeOwner(path string) error {
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	fi, err := os.Stat(filepath.Dir(path))
+	if err != nil {
+		return err
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		return os.Lchown(path, int(st.Uid), int(st.Gid))
+	}
+	return nil
+}

@@ -1,0 +1,588 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"opensmtpd-filters/pkg/greylist"
+
+	"modernc.org/sqlite"
+)
+
+// Result codes, see https://www.sqlite.org/rescode.html.
+const (
+	codeBusy    = 5
+	codeLocked  = 6
+	codeCorrupt = 11
+	codeFull    = 13
+	codeNotADB  = 26
+)
+
+func hasCode(err error, codes ...int) bool {
+	var e *sqlite.Error
+	return errors.As(err, &e) && slices.Contains(codes, e.Code()&0xff)
+}
+
+func isBusy(err error) bool    { return hasCode(err, codeBusy, codeLocked) }
+func isFull(err error) bool    { return hasCode(err, codeFull) }
+func isCorrupt(err error) bool { return hasCode(err, codeCorrupt, codeNotADB) }
+
+// migrations make one version of the schema from the one before; the version is
+// in user_version. One that has been released never changes.
+var migrations = [...]string{
+	`CREATE TABLE rec (
+		k      BLOB NOT NULL PRIMARY KEY,
+		state  INTEGER NOT NULL,
+		tries  INTEGER NOT NULL,
+		first  INTEGER NOT NULL,
+		last   INTEGER NOT NULL,
+		nets   BLOB NOT NULL,
+		origin TEXT NOT NULL,
+		sender TEXT NOT NULL,
+		rcpt   TEXT NOT NULL
+	) STRICT, WITHOUT ROWID`,
+
+	// The empty name counts the grey records.
+	`CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+	INSERT INTO counter SELECT '', count(*) FROM rec WHERE state = 1`,
+}
+
+const columns = "k, state, tries, first, last, nets, origin, sender, rcpt"
+
+// maxKeys is the number of keys of one query.
+const maxKeys = 16
+
+// dsn returns the name of the database with its settings. Kilobytes bound the
+// pages kept in memory; the system caches the file anyway.
+func dsn(path string, kilobytes int, more ...string) string {
+	q := url.Values{
+		"mode":    {"rw"},
+		"_txlock": {"immediate"},
+		"_pragma": append([]string{
+			"busy_timeout(100)",
+			"auto_vacuum(incremental)", // take effect when the file is made
+			"journal_mode(wal)",
+			"synchronous(normal)",
+			"temp_store(memory)",
+			"mmap_size(0)",
+			fmt.Sprintf("cache_size(-%d)", kilobytes),
+			"wal_autocheckpoint(4000)",
+			"journal_size_limit(33554432)",
+		}, more...),
+	}
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
+}
+
+// A reader reads beside the writer.
+type reader struct {
+	db *sql.DB
+}
+
+// get returns the records of keys.
+func (r *reader) get(ctx context.Context, keys []greylist.Key) ([]greylist.Record, error) {
+	recs := make([]greylist.Record, len(keys))
+	for start := 0; start < len(keys); start += maxKeys {
+		part := keys[start:min(start+maxKeys, len(keys))]
+		rows, err := r.db.QueryContext(ctx, selectKeys(len(part)), keyArgs(part)...)
+		if err != nil {
+			return nil, err
+		}
+		if err := scanRecords(rows, part, recs[start:]); err != nil {
+			return nil, err
+		}
+	}
+	return recs, nil
+}
+
+func selectKeys(n int) string {
+	return "SELECT " + columns + " FROM rec WHERE k IN (?" + strings.Repeat(",?", n-1) + ")"
+}
+
+func keyArgs(keys []greylist.Key) []any {
+	args := make([]any, len(keys))
+	for i := range keys {
+		args[i] = keys[i][:]
+	}
+	return args
+}
+
+func scanRecords(rows *sql.Rows, keys []greylist.Key, recs []greylist.Record) error {
+	defer rows.Close()
+	for rows.Next() {
+		e, err := scanEntry(rows)
+		if err != nil {
+			return err
+		}
+		if i := slices.Index(keys, e.Key); i >= 0 {
+			recs[i] = e.Record
+		}
+	}
+	return rows.Err()
+}
+
+func scanEntry(rows *sql.Rows) (e greylist.Entry, err error) {
+	var k, nets sql.RawBytes
+	r := &e.Record
+	if err := rows.Scan(&k, &r.State, &r.Tries, &r.First, &r.Last, &nets, &r.Origin, &r.Sender, &r.Rcpt); err != nil {
+		return e, err
+	}
+	copy(e.Key[:], k)
+	r.Nets = string(nets)
+	return e, nil
+}
+
+// page returns up to n records that follow a key.
+func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylist.Entry, error) {
+	rows, err := r.db.QueryContext(ctx, "SELECT "+columns+" FROM rec WHERE k > ? ORDER BY k LIMIT ?", after[:], n)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var page []greylist.Entry
+	for rows.Next() {
+		e, err := scanEntry(rows)
+		if err != nil {
+			return nil, err
+		}
+		page = append(page, e)
+	}
+	return page, rows.Err()
+}
+
+func (r *reader) counters(ctx context.Context) (map[string]int64, error) {
+	rows, err := r.db.QueryContext(ctx, "SELECT name, n FROM counter WHERE name <> ''")
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	counts := make(map[string]int64)
+	for rows.Next() {
+		var name string
+		var n int64
+		if err := rows.Scan(&name, &n); err != nil {
+			return nil, err
+		}
+		counts[name] = n
+	}
+	return counts, rows.Err()
+}
+
+// A writer is the one connection of a process that writes. It serves one
+// goroutine.
+type writer struct {
+	path   string
+	db     *sql.DB
+	conn   *sql.Conn
+	reader *reader
+	file   os.FileInfo // as opened
+	wal    os.FileInfo
+
+	read    [maxKeys + 1]*sql.Stmt // by the number of keys
+	put     *sql.Stmt
+	del     *sql.Stmt
+	touch   *sql.Stmt
+	grow    *sql.Stmt
+	version *sql.Stmt
+
+	data   int64                            // PRAGMA data_version
+	grey   int64                            // made, less those removed, in this transaction
+	seen   map[greylist.Key]greylist.Record // origins read or written in this transaction
+	shrink bool
+	evict  greylist.Key // where the search for the oldest goes on
+}
+
+// background is the context of the writing goroutine: what it has begun it ends.
+func background() context.Context { return context.Background() }
+
+func openWriter(o Options) (_ *writer, err error) {
+	path, err := filepath.Abs(o.Path)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{path: path, seen: make(map[greylist.Key]greylist.Record)}
+	if w.file, err = os.Stat(path); errors.Is(err, fs.ErrNotExist) && !o.Existing {
+		w.file, err = create(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if !w.file.Mode().IsRegular() {
+		return nil, errors.New("not a regular file")
+	}
+	if w.db, err = sql.Open("sqlite", dsn(path, 8192)); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			w.close(true)
+		}
+	}()
+	if w.conn, err = w.db.Conn(background()); err != nil {
+		return nil, err
+	}
+	if err := w.migrate(); err != nil {
+		return nil, err
+	}
+	for _, s := range []struct {
+		stmt **sql.Stmt
+		text string
+	}{
+		{&w.put, "INSERT INTO rec (" + columns + ") VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (k) DO UPDATE SET " +
+			"state = excluded.state, tries = excluded.tries, first = excluded.first, last = excluded.last, " +
+			"nets = excluded.nets, origin = excluded.origin, sender = excluded.sender, rcpt = excluded.rcpt"},
+		{&w.del, "DELETE FROM rec WHERE k = ?"},
+		{&w.touch, "UPDATE rec SET last = ?2, first = min(first, ?2) WHERE k = ?1 AND state = 2 AND last >= ?3 AND last <> ?2"},
+		{&w.grow, "UPDATE counter SET n = n + ? WHERE name = '' RETURNING n"},
+		{&w.version, "PRAGMA data_version"},
+	} {
+		if *s.stmt, err = w.conn.PrepareContext(background(), s.text); err != nil {
+			return nil, err
+		}
+	}
+	if _, err = w.changed(); err != nil {
+		return nil, err
+	}
+	db, err := sql.Open("sqlite", dsn(path, 1024, "query_only(true)"))
+	if err != nil {
+		return nil, err
+	}
+	// One connection, opened now: one opened later might be to another file
+	// of that name, and take our journal for its own.
+	db.SetMaxOpenConns(1)
+	w.reader = &reader{db}
+	if err = db.PingContext(background()); err != nil {
+		return nil, err
+	}
+	w.wal, _ = os.Stat(path + "-wal")
+	return w, nil
+}
+
+// create makes an empty file that only its owner may read. A journal that is
+// left of an earlier one must not be taken for its own.
+func create(path string) (os.FileInfo, error) {
+	for _, suffix := range []string{"-wal", "-shm"} {
+		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+	}
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if errors.Is(err, fs.ErrExist) {
+		return os.Stat(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	if err := greylist.TakeOwner(path); err != nil {
+		return nil, err
+	}
+	return f.Stat()
+}
+
+func (w *writer) migrate() error {
+	var version int
+	if err := w.conn.QueryRowContext(background(), "PRAGMA user_version").Scan(&version); err != nil {
+		return err
+	}
+	if version == len(migrations) {
+		return nil
+	}
+	if err := w.begin(); err != nil {
+		return err
+	}
+	err := func() error {
+		if err := w.conn.QueryRowContext(background(), "PRAGMA user_version").Scan(&version); err != nil {
+			return err
+		}
+		if version < 0 || version > len(migrations) {
+			return fmt.Errorf("made by a newer version of this program (schema %d)", version)
+		}
+		for _, m := range migrations[version:] {
+			if _, err := w.conn.ExecContext(background(), m); err != nil {
+				return err
+			}
+		}
+		if _, err := w.conn.ExecContext(background(), fmt.Sprintf("PRAGMA user_version = %d", len(migrations))); err != nil {
+			return err
+		}
+		_, err := w.conn.ExecContext(background(), "COMMIT")
+		return err
+	}()
+	if err != nil {
+		w.rollback()
+	}
+	return err
+}
+
+// replaced reports whether the name belongs to another file now, or to none.
+func (w *writer) replaced() bool {
+	fi, err := os.Stat(w.path)
+	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(fi, w.file)
+}
+
+// close closes the file. The last to close it removes the journal of that name,
+// which is not its own if the file was replaced.
+func (w *writer) close(replaced bool) {
+	if w.reader != nil {
+		w.reader.db.Close()
+	}
+	// SQLite keeps a connection open while it has statements.
+	for _, s := range append(w.read[:], w.put, w.del, w.touch, w.grow, w.version) {
+		if s != nil {
+			s.Close()
+		}
+	}
+	if w.conn != nil {
+		if replaced && w.replaced() {
+			if fi, err := os.Stat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
+				os.Remove(w.path + "-wal")
+				os.Remove(w.path + "-shm")
+			}
+			w.conn.Raw(func(c any) error {
+				if fc, ok := c.(sqlite.FileControl); ok {
+					_, err := fc.FileControlPersistWAL("main", 1)
+					return err
+				}
+				return nil
+			})
+		}
+		w.conn.Close()
+	}
+	if w.db != nil {
+		w.db.Close()
+	}
+}
+
+// changed reports whether another connection has written since the last call.
+func (w *writer) changed() (bool, error) {
+	var v int64
+	if err := w.version.QueryRowContext(background()).Scan(&v); err != nil {
+		return false, err
+	}
+	changed := v != w.data
+	w.data = v
+	return changed, nil
+}
+
+func (w *writer) begin() error {
+	w.grey = 0
+	clear(w.seen)
+	_, err := w.conn.ExecContext(background(), "BEGIN IMMEDIATE")
+	return err
+}
+
+func (w *writer) rollback() {
+	w.conn.ExecContext(background(), "ROLLBACK")
+}
+
+// commit ends the transaction, after it has made room.
+func (w *writer) commit(maxGrey int) error {
+	if w.grey != 0 {
+		n, err := w.greyCount()
+		if err != nil {
+			return err
+		}
+		if n > int64(maxGrey) {
+			if err := w.evictOldest(n-int64(maxGrey), int64(maxGrey)/100); err != nil {
+				return err
+			}
+			if _, err := w.greyCount(); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := w.conn.ExecContext(background(), "COMMIT")
+	return err
+}
+
+// greyCount brings the stored number of grey records up to date.
+func (w *writer) greyCount() (n int64, err error) {
+	err = w.grow.QueryRowContext(background(), w.grey).Scan(&n)
+	w.grey = 0
+	return n, err
+}
+
+const (
+	evictRows  = 2000 // looked at to find the oldest
+	evictTimes = 8    // in one transaction
+)
+
+// evictOldest removes the oldest grey records. Keys being random, the rows that
+// follow any key are a fair sample; of each sample the oldest eighth goes, until
+// enough are gone and some more.
+func (w *writer) evictOldest(excess, more int64) error {
+	type row struct {
+		k     greylist.Key
+		first int64
+	}
+	for range evictTimes {
+		var grey []row
+		from, looked := w.evict, 0
+		scan := func(query string, args ...any) error {
+			rows, err := w.conn.QueryContext(background(), query, args...)
+			if err != nil {
+				return err
+			}
+			defer rows.Close()
+			for rows.Next() {
+				var k sql.RawBytes
+				var r row
+				var state int
+				if err := rows.Scan(&k, &state, &r.first); err != nil {
+					return err
+				}
+				looked++
+				copy(r.k[:], k)
+				w.evict = r.k
+				if state == int(greylist.Grey) {
+					grey = append(grey, r)
+				}
+			}
+			return rows.Err()
+		}
+		if err := scan("SELECT k, state, first FROM rec WHERE k > ? ORDER BY k LIMIT ?", from[:], evictRows); err != nil {
+			return err
+		}
+		whole := false
+		if looked < evictRows {
+			w.evict = greylist.Key{}
+			if err := scan("SELECT k, state, first FROM rec WHERE k <= ? ORDER BY k LIMIT ?", from[:], evictRows-looked); err != nil {
+				return err
+			}
+			whole = looked < evictRows
+		}
+		n := excess
+		if !whole {
+			n = min(excess+more, int64(len(grey)/8+1))
+		}
+		slices.SortFunc(grey, func(a, b row) int { return int(min(max(a.first-b.first, -1), 1)) })
+		for _, r := range grey[:min(n, int64(len(grey)))] {
+			if _, err := w.del.ExecContext(background(), r.k[:]); err != nil {
+				return err
+			}
+			w.grey--
+			excess--
+			delete(w.seen, r.k)
+		}
+		if whole || excess+more <= 0 {
+			return nil
+		}
+	}
+	return nil
+}
+
+// update is one step of greylist.Store.Update.
+func (w *writer) update(keys []greylist.Key, f func([]greylist.Record)) error {
+	recs := make([]greylist.Record, len(keys))
+	for start := 0; start < len(keys); start += maxKeys {
+		part := keys[start:min(start+maxKeys, len(keys))]
+		stmt := w.read[len(part)]
+		if stmt == nil {
+			var err error
+			if stmt, err = w.conn.PrepareContext(background(), selectKeys(len(part))); err != nil {
+				return err
+			}
+			w.read[len(part)] = stmt
+		}
+		rows, err := stmt.QueryContext(background(), keyArgs(part)...)
+		if err != nil {
+			return err
+		}
+		if err := scanRecords(rows, part, recs[start:]); err != nil {
+			return err
+		}
+	}
+	old := slices.Clone(recs)
+	if err := call(f, recs); err != nil {
+		return err
+	}
+	for i, k := range keys {
+		if err := w.store(k, old[i], recs[i]); err != nil {
+			return err
+		}
+		if k.Kind() == greylist.KindOrigin {
+			w.seen[k] = recs[i]
+		}
+	}
+	return nil
+}
+
+func (w *writer) store(k greylist.Key, old, r greylist.Record) (err error) {
+	switch {
+	case r == old:
+		return nil
+	case r.State == greylist.Absent:
+		_, err = w.del.ExecContext(background(), k[:])
+	default:
+		_, err = w.put.ExecContext(background(), k[:], int64(r.State), r.Tries, r.First, r.Last, []byte(r.Nets), r.Origin, r.Sender, r.Rcpt)
+	}
+	if old.State == greylist.Grey {
+		w.grey--
+	}
+	if r.State == greylist.Grey {
+		w.grey++
+	}
+	return err
+}
+
+// call calls f, whose panic spoils nothing but its own step.
+func call(f func([]greylist.Record), recs []greylist.Record) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = jobError{fmt.Errorf("panic: %v", p)}
+		}
+	}()
+	f(recs)
+	return nil
+}
+
+// renew sets the last use of passes.
+func (w *writer) renew(passes map[greylist.Key]renewal) error {
+	for k, n := range passes {
+		if _, err := w.touch.ExecContext(background(), k[:], n.now, n.since); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (w *writer) count(add map[string]int64) error {
+	for name, n := range add {
+		if name == "" {
+			continue // ours
+		}
+		if _, err := w.conn.ExecContext(background(), "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", name, n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const (
+	keepFree    = 256 // pages, or a quarter of the file, to be used again
+	vacuumPages = 250 // given back at a time
+)
+
+// vacuum gives a part of what is free back to the file system.
+func (w *writer) vacuum() error {
+	var pages, free int64
+	if err := w.conn.QueryRowContext(background(), "PRAGMA page_count").Scan(&pages); err != nil {
+		return err
+	}
+	if err := w.conn.QueryRowContext(background(), "PRAGMA freelist_count").Scan(&free); err != nil {
+		return err
+	}
+	if free <= max(keepFree, pages/4) {
+		return nil
+	}
+	_, err := w.conn.ExecContext(background(), fmt.Sprintf("PRAGMA incremental_vacuum(%d)", vacuumPages))
+	return err
+}

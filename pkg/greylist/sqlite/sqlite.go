@@ -1,0 +1,623 @@
+// Package sqlite keeps the records of a greylist in a file, beside which any
+// number of processes may work: a second filter, or the operator's command.
+//
+// One goroutine writes. It takes what waits, up to some hundred steps at a
+// time, as one transaction, and answers when that is committed: what was
+// answered survives the end of the process, and all but the last moments
+// survive a power cut.
+//
+// Nothing that is wrong with the file ends the store or keeps it from
+// starting. Steps fail meanwhile, and the file is tried again every second. A
+// file that is corrupt is set aside, one that was replaced is opened anew.
+package sqlite
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"iter"
+	"log/slog"
+	"maps"
+	"os"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"opensmtpd-filters/pkg/greylist"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+)
+
+// Options are the settings of a Store.
+type Options struct {
+	Path    string
+	MaxGrey int // grey records; past it the oldest go, more or less. 0: greylist.DefaultMaxGrey
+
+	// Existing is for the operator's command: a file that is not there is not
+	// made, and a corrupt one left where it is.
+	Existing bool
+
+	Log *slog.Logger // nil: no log
+}
+
+const (
+	maxBatch   = 256     // steps of one transaction
+	maxWaiting = 4096    // steps that wait
+	maxRenewed = 2000    // passes that wait to be renewed
+	cacheSize  = 8 << 10 // records of origins at hand
+	pollEvery  = 250 * time.Millisecond
+	stale      = time.Second // past which nothing is at hand
+	retryEvery = time.Second // of opening
+	openTime   = 5 * time.Second
+	closeTime  = 2 * time.Second
+	logEvery   = time.Minute
+	pageRows   = 1000 // read at a time by All and Sweep
+)
+
+// A Store is a greylist.Store and a greylist.Cache.
+type Store struct {
+	opts  Options
+	log   *slog.Logger
+	jobs  chan *job
+	quit  chan struct{}
+	ended chan struct{}
+	stop  sync.Once
+
+	reader atomic.Pointer[reader] // nil: not open
+	polled atomic.Int64           // when the cache was known to be right, in nanoseconds
+
+	mu      sync.Mutex // guards cache as a whole and renew
+	cache   *lru.Cache[greylist.Key, greylist.Record]
+	renew   map[greylist.Key]renewal
+	sweepMu sync.Mutex
+	swept   greylist.Key
+
+	// Of the writing goroutine.
+	w        *writer // nil: not open
+	tried    time.Time
+	openErr  error
+	logged   time.Time
+	troubled bool
+}
+
+type renewal struct{ now, since int64 }
+
+// A job is a step that waits to be written. Do is nil if the file has only to
+// be open.
+type job struct {
+	ctx context.Context
+	do  func(*writer) error
+	err chan error
+}
+
+// A jobError is an error that spoils one job, not the transaction.
+type jobError struct{ error }
+
+// Open returns a store. The file is opened in the background; what is wrong
+// with it is logged, and the error of each step.
+func Open(o Options) *Store {
+	if o.MaxGrey <= 0 {
+		o.MaxGrey = greylist.DefaultMaxGrey
+	}
+	s := &Store{
+		opts: o, log: o.Log,
+		jobs: make(chan *job, maxWaiting), quit: make(chan struct{}), ended: make(chan struct{}),
+		renew: make(map[greylist.Key]renewal),
+	}
+	if s.log == nil {
+		s.log = slog.New(slog.DiscardHandler)
+	}
+	s.cache, _ = lru.New[greylist.Key, greylist.Record](cacheSize)
+	go s.run()
+	return s
+}
+
+// Close writes what waits, and closes the file. It takes no longer than two
+// seconds.
+func (s *Store) Close() error {
+	s.stop.Do(func() { close(s.quit) })
+	select {
+	case <-s.ended:
+		return nil
+	case <-time.After(closeTime):
+		return fmt.Errorf("%s: still busy", s.opts.Path)
+	}
+}
+
+func (s *Store) do(ctx context.Context, f func(*writer) error) error {
+	j := &job{ctx: ctx, do: f, err: make(chan error, 1)}
+	select {
+	case s.jobs <- j:
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.quit:
+		return greylist.ErrClosed
+	}
+	select {
+	case err := <-j.err:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.ended:
+		select {
+		case err := <-j.err:
+			return err
+		default:
+			return greylist.ErrClosed
+		}
+	}
+}
+
+// Update is part of greylist.Store.
+func (s *Store) Update(ctx context.Context, keys []greylist.Key, f func([]greylist.Record)) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	keys = slices.Clone(keys)
+	return s.do(ctx, func(w *writer) error { return w.update(keys, f) })
+}
+
+// Get is part of greylist.Store.
+func (s *Store) Get(ctx context.Context, keys []greylist.Key) ([]greylist.Record, error) {
+	r, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.get(ctx, keys)
+}
+
+// open waits until the file is open.
+func (s *Store) open(ctx context.Context) (*reader, error) {
+	for {
+		if r := s.reader.Load(); r != nil {
+			return r, nil
+		}
+		if err := s.do(ctx, nil); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// All is part of greylist.Store.
+func (s *Store) All(ctx context.Context) iter.Seq2[greylist.Entry, error] {
+	return func(yield func(greylist.Entry, error) bool) {
+		r, err := s.open(ctx)
+		if err != nil {
+			yield(greylist.Entry{}, err)
+			return
+		}
+		var after greylist.Key
+		for {
+			page, err := r.page(ctx, after, pageRows)
+			if err != nil {
+				yield(greylist.Entry{}, err)
+				return
+			}
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+				after = e.Key
+			}
+			if len(page) < pageRows {
+				return
+			}
+		}
+	}
+}
+
+// Sweep is part of greylist.Store.
+func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.Record) bool) (removed int, done bool, err error) {
+	s.sweepMu.Lock()
+	defer s.sweepMu.Unlock()
+	r, err := s.open(ctx)
+	if err != nil {
+		return 0, false, err
+	}
+	page, err := r.page(ctx, s.swept, pageRows)
+	if isCorrupt(err) {
+		s.swept = greylist.Key{}
+		// The writer sees to it, if it still has this file.
+		return 0, false, s.do(ctx, func(w *writer) error {
+			if w.reader != r {
+				return nil
+			}
+			return err
+		})
+	}
+	if err != nil {
+		return 0, false, err
+	}
+	var keys []greylist.Key
+	for _, e := range page {
+		if expired(e.Key, e.Record) {
+			keys = append(keys, e.Key)
+		}
+	}
+	if keys != nil {
+		n := new(int)
+		err := s.do(ctx, func(w *writer) error {
+			*n = 0
+			if err := w.update(keys, func(recs []greylist.Record) {
+				for i := range recs {
+					if recs[i].State != greylist.Absent && expired(keys[i], recs[i]) {
+						recs[i] = greylist.Record{}
+						*n++
+					}
+				}
+			}); err != nil {
+				return err
+			}
+			w.shrink = true
+			return nil
+		})
+		if err != nil {
+			return 0, false, err
+		}
+		removed = *n
+	}
+	if len(page) < pageRows {
+		s.swept = greylist.Key{}
+		return removed, true, nil
+	}
+	s.swept = page[len(page)-1].Key
+	return removed, false, nil
+}
+
+// Count is part of greylist.Store.
+func (s *Store) Count(ctx context.Context, add map[string]int64) (map[string]int64, error) {
+	add = maps.Clone(add)
+	if len(add) > 0 {
+		if err := s.do(ctx, func(w *writer) error { return w.count(add) }); err != nil {
+			return nil, err
+		}
+	}
+	r, err := s.open(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return r.counters(ctx)
+}
+
+// Peek is part of greylist.Cache.
+func (s *Store) Peek(keys []greylist.Key) ([]greylist.Record, bool) {
+	if time.Now().UnixNano()-s.polled.Load() > int64(stale) {
+		return nil, false
+	}
+	recs := make([]greylist.Record, len(keys))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for i, k := range keys {
+		r, ok := s.cache.Get(k)
+		if !ok {
+			return nil, false
+		}
+		recs[i] = r
+	}
+	return recs, true
+}
+
+// Renew is part of greylist.Cache.
+func (s *Store) Renew(keys []greylist.Key, now, since int64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.renew)+len(keys) > maxRenewed {
+		return false
+	}
+	for _, k := range keys {
+		r, ok := s.cache.Get(k)
+		switch {
+		case !ok:
+		case r.State != greylist.Pass || r.Last < since:
+			continue // nothing there to renew
+		default:
+			r.Last = now
+			s.cache.Add(k, r)
+		}
+		n := renewal{now, since}
+		if old, ok := s.renew[k]; ok {
+			n.since = min(n.since, old.since) // or it would seem to have lapsed
+		}
+		s.renew[k] = n
+	}
+	return true
+}
+
+// remember puts what a transaction has read and written at hand.
+func (s *Store) remember(recs map[greylist.Key]greylist.Record) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for k, r := range recs {
+		if n, ok := s.renew[k]; ok && r.State == greylist.Pass && r.Last >= n.since {
+			r.Last = n.now // since the transaction began
+		}
+		s.cache.Add(k, r)
+	}
+}
+
+func (s *Store) forget() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.cache.Purge()
+}
+
+func (s *Store) run() {
+	defer close(s.ended)
+	tick := time.NewTicker(pollEvery)
+	defer tick.Stop()
+	s.idle()
+	for {
+		select {
+		case j := <-s.jobs:
+			s.batch(append([]*job{j}, s.more(maxBatch-1)...))
+		case <-tick.C:
+			s.idle()
+		case <-s.quit:
+			for jobs := s.more(maxBatch); jobs != nil; jobs = s.more(maxBatch) {
+				s.batch(jobs)
+			}
+			s.idle()
+			s.shut(false)
+			return
+		}
+	}
+}
+
+// more returns what waits, up to n.
+func (s *Store) more(n int) (jobs []*job) {
+	for len(jobs) < n {
+		select {
+		case j := <-s.jobs:
+			jobs = append(jobs, j)
+		default:
+			return jobs
+		}
+	}
+	return jobs
+}
+
+// idle does what is to be done between steps: open the file, see whether it is
+// still the same, whether others have written it, renew passes.
+func (s *Store) idle() {
+	if err := s.ensure(); err != nil {
+		return
+	}
+	if s.w.replaced() {
+		s.log.Warn("database was replaced or removed, opening it again", "file", s.opts.Path)
+		s.shut(true)
+		s.tried = time.Time{}
+		if s.ensure() != nil {
+			return
+		}
+	}
+	s.mu.Lock()
+	renew := len(s.renew) > 0
+	s.mu.Unlock()
+	if renew {
+		s.batch(nil)
+		return
+	}
+	if err := s.poll(); err != nil {
+		s.failed(err)
+	}
+}
+
+// poll forgets what is at hand if another process has written.
+func (s *Store) poll() error {
+	changed, err := s.w.changed()
+	if err != nil {
+		return err
+	}
+	if changed {
+		s.forget()
+	}
+	s.polled.Store(time.Now().UnixNano())
+	return nil
+}
+
+// ensure opens the file if it is not open, once a second.
+func (s *Store) ensure() error {
+	if s.w != nil {
+		return nil
+	}
+	if !s.tried.IsZero() && time.Since(s.tried) < retryEvery {
+		return s.openErr
+	}
+	file, _ := os.Stat(s.opts.Path)
+	w, err := s.connect()
+	if isCorrupt(err) && !s.opts.Existing {
+		s.setAside(file, err)
+		w, err = s.connect()
+	}
+	s.tried = time.Now()
+	if err != nil {
+		s.openErr = fmt.Errorf("%s: %w", s.opts.Path, err)
+		s.trouble(s.openErr)
+		return s.openErr
+	}
+	s.w, s.openErr = w, nil
+	s.reader.Store(w.reader)
+	s.forget()
+	return nil
+}
+
+// connect opens the file, however busy others are with it.
+func (s *Store) connect() (*writer, error) {
+	until := time.Now().Add(openTime)
+	for {
+		w, err := openWriter(s.opts)
+		if !isBusy(err) || time.Now().After(until) {
+			return w, err
+		}
+		select {
+		case <-s.quit:
+			return nil, err
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (s *Store) shut(replaced bool) {
+	if s.w == nil {
+		return
+	}
+	s.polled.Store(0)
+	s.reader.Store(nil)
+	s.w.close(replaced)
+	s.w = nil
+	s.forget()
+}
+
+// setAside gives a corrupt file another name, unless another process has done so
+// already. The file goes last: as soon as it is gone another may begin a new one.
+func (s *Store) setAside(file os.FileInfo, cause error) {
+	if fi, err := os.Stat(s.opts.Path); file == nil || err != nil || !os.SameFile(fi, file) {
+		return
+	}
+	to := s.opts.Path + ".corrupt-" + time.Now().UTC().Format("20060102T150405.000Z")
+	var errs []error
+	for _, suffix := range []string{"-wal", "-shm", ""} {
+		if err := os.Rename(s.opts.Path+suffix, to+suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, err)
+		}
+	}
+	if err := errors.Join(errs...); err != nil {
+		s.log.Error("database is corrupt and cannot be set aside", "file", s.opts.Path, "cause", cause, "err", err)
+		return
+	}
+	s.log.Error("DATABASE IS CORRUPT: set aside, a new one begins", "file", s.opts.Path, "aside", to, "err", cause)
+}
+
+// failed sees to a file on which a transaction failed.
+func (s *Store) failed(err error) {
+	s.trouble(fmt.Errorf("%s: %w", s.opts.Path, err))
+	if isBusy(err) || isFull(err) {
+		return // it will pass
+	}
+	file := s.w.file
+	s.shut(true)
+	if isCorrupt(err) && !s.opts.Existing {
+		s.setAside(file, err)
+		s.tried = time.Time{}
+	} else {
+		s.tried, s.openErr = time.Now(), fmt.Errorf("%s: %w", s.opts.Path, err)
+	}
+}
+
+// trouble logs, once a minute.
+func (s *Store) trouble(err error) {
+	if now := time.Now(); !s.troubled || now.Sub(s.logged) >= logEvery {
+		s.logged = now
+		s.log.Warn("greylist database not usable", "err", err)
+	}
+	s.troubled = true
+}
+
+// batch does the jobs as one transaction, and renews passes.
+func (s *Store) batch(jobs []*job) {
+	answer := func(err error) {
+		for _, j := range jobs {
+			j.err <- err
+		}
+	}
+	if err := s.ensure(); err != nil {
+		answer(err)
+		return
+	}
+	if err := s.begin(&jobs); err != nil {
+		if err != errNobody && err != greylist.ErrClosed {
+			s.failed(err)
+		}
+		answer(err)
+		return
+	}
+	s.mu.Lock()
+	renew := s.renew
+	s.renew = make(map[greylist.Key]renewal)
+	s.mu.Unlock()
+
+	errs := make([]error, len(jobs))
+	err := s.poll()
+	if err == nil {
+		err = s.w.renew(renew)
+	}
+	for i, j := range jobs {
+		if err != nil {
+			break
+		}
+		if j.do == nil {
+			continue
+		}
+		if errs[i] = j.ctx.Err(); errs[i] != nil {
+			continue
+		}
+		var own jobError
+		if e := j.do(s.w); errors.As(e, &own) {
+			errs[i] = own.error
+		} else {
+			err = e
+		}
+	}
+	if err == nil {
+		err = s.w.commit(s.opts.MaxGrey)
+	}
+	if err != nil {
+		s.w.rollback()
+		s.mu.Lock()
+		for k, n := range renew {
+			if _, ok := s.renew[k]; !ok && len(s.renew) < maxRenewed {
+				s.renew[k] = n
+			}
+		}
+		s.mu.Unlock()
+		s.failed(err)
+		answer(fmt.Errorf("%s: %w", s.opts.Path, err))
+		return
+	}
+	if s.troubled {
+		s.troubled = false
+		s.log.Info("greylist database works again", "file", s.opts.Path)
+	}
+	s.remember(s.w.seen)
+	clear(s.w.seen)
+	for i, j := range jobs {
+		j.err <- errs[i]
+	}
+	if s.w.shrink {
+		s.w.shrink = false
+		s.w.vacuum() // if not now, then another time
+	}
+}
+
+var errNobody = errors.New("nobody waits any more")
+
+// begin begins a transaction while anybody waits for it.
+func (s *Store) begin(jobs *[]*job) error {
+	for {
+		err := s.w.begin()
+		if !isBusy(err) {
+			return err
+		}
+		s.trouble(fmt.Errorf("%s: %w", s.opts.Path, err))
+		s.poll()
+		alive := (*jobs)[:0]
+		for _, j := range *jobs {
+			if j.ctx.Err() == nil {
+				alive = append(alive, j)
+			} else {
+				j.err <- j.ctx.Err()
+			}
+		}
+		*jobs = alive
+		select {
+		case <-s.quit:
+			return greylist.ErrClosed
+		default:
+		}
+		if len(alive) == 0 {
+			return errNobody
+		}
+	}
+}

@@ -1,0 +1,217 @@
+package greylist
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"opensmtpd-filters/pkg/metrics"
+)
+
+// Names of the stored counters: decisions by reason, and first passes by the
+// least bound their delay, in seconds, is not over.
+const (
+	reasonPrefix = "reason "
+	delayPrefix  = "delay "
+	delayMore    = delayPrefix + "more"
+)
+
+var delayBounds = [...]int64{60, 120, 300, 600, 900, 1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 24 * 3600}
+
+// DelayBounds are the bounds of Stats.Delays.
+func DelayBounds() []time.Duration {
+	var bounds []time.Duration
+	for _, s := range delayBounds {
+		bounds = append(bounds, time.Duration(s)*time.Second)
+	}
+	return bounds
+}
+
+// tally counts decisions until they are stored.
+type tally struct {
+	metrics *metrics.Set
+	mu      sync.Mutex
+	counts  map[string]int64
+}
+
+func (t *tally) add(d Decision) {
+	t.metrics.Counter(metrics.Label("greylist_decisions_total", "reason", string(d.Reason))).Inc()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.counts == nil {
+		t.counts = make(map[string]int64)
+	}
+	t.counts[reasonPrefix+string(d.Reason)]++
+	if d.First {
+		t.metrics.Histogram("greylist_delay_seconds").Update(d.Delay.Seconds())
+		t.counts[delayName(d.Delay)]++
+	}
+}
+
+func delayName(d time.Duration) string {
+	for _, s := range delayBounds {
+		if d <= time.Duration(s)*time.Second {
+			return fmt.Sprint(delayPrefix, s)
+		}
+	}
+	return delayMore
+}
+
+// flush stores what was counted.
+func (g *Greylist) flush(ctx context.Context) error {
+	t := &g.tally
+	t.mu.Lock()
+	counts := t.counts
+	t.counts = nil
+	t.mu.Unlock()
+	if len(counts) == 0 {
+		return nil
+	}
+	_, err := g.store.Count(ctx, counts)
+	if err != nil {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		if t.counts == nil {
+			t.counts = make(map[string]int64)
+		}
+		for name, n := range counts {
+			t.counts[name] += n
+		}
+	}
+	return err
+}
+
+// Times of Run.
+const (
+	sweepEvery = time.Second
+	flushEvery = time.Minute
+	stepTime   = 5 * time.Second
+)
+
+// Run removes expired records step by step, and stores what was counted, until
+// ctx ends. Now returns the newest time of an attempt; while it is zero nothing
+// expires. Trouble is logged once, until it ends; log may be nil.
+func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logger) {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	trouble := false
+	next := time.Now().Add(flushEvery)
+	for {
+		select {
+		case <-ctx.Done():
+			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepEvery)
+			g.flush(last)
+			cancel()
+			return
+		case <-tick.C:
+		}
+		err := func() error {
+			ctx, cancel := context.WithTimeout(ctx, stepTime)
+			defer cancel()
+			if t := now(); !t.IsZero() {
+				if _, _, err := g.store.Sweep(ctx, g.Expired(t)); err != nil {
+					return err
+				}
+			}
+			if time.Now().Before(next) {
+				return nil
+			}
+			next = time.Now().Add(flushEvery)
+			return g.flush(ctx)
+		}()
+		if (err != nil) != trouble && ctx.Err() == nil {
+			trouble = err != nil
+			if trouble {
+				log.Warn("greylist store not swept", "err", err)
+			} else {
+				log.Info("greylist store swept again")
+			}
+		}
+	}
+}
+
+// Stats is what a store holds and has counted.
+type Stats struct {
+	Records map[string]map[string]int64 `json:"records"` // by kind and state
+	Reasons map[Reason]int64            `json:"reasons"` // decisions
+	Delays  []int64                     `json:"delays"`  // of first passes, for each of DelayBounds, and over
+	Silent  []Silent                    `json:"silent"`  // networks that never retried, those with most attempts first
+}
+
+// A Silent network has attempts that were refused and not one retry.
+type Silent struct {
+	Network  string `json:"network"`
+	Attempts int64  `json:"attempts"`
+}
+
+const (
+	maxSilent  = 100
+	maxTracked = 100_000
+)
+
+// Stats looks at all records. Silent needs those stored in clear.
+func (g *Greylist) Stats(ctx context.Context, t time.Time) (Stats, error) {
+	s := Stats{
+		Records: make(map[string]map[string]int64),
+		Reasons: make(map[Reason]int64),
+		Delays:  make([]int64, len(delayBounds)+1),
+	}
+	counts, err := g.store.Count(ctx, nil)
+	if err != nil {
+		return s, err
+	}
+	for name, n := range counts {
+		if r, ok := strings.CutPrefix(name, reasonPrefix); ok {
+			s.Reasons[Reason(r)] += n
+		}
+	}
+	for i, b := range delayBounds {
+		s.Delays[i] = counts[fmt.Sprint(delayPrefix, b)]
+	}
+	s.Delays[len(delayBounds)] = counts[delayMore]
+	silent := make(map[string]int64)
+	expired := g.Expired(t)
+	for e, err := range g.store.All(ctx) {
+		if err != nil {
+			return s, err
+		}
+		if expired(e.Key, e.Record) {
+			continue
+		}
+		kind, state := e.Key.Kind().String(), e.Record.State.String()
+		if s.Records[kind] == nil {
+			s.Records[kind] = make(map[string]int64)
+		}
+		s.Records[kind][state]++
+		net, ok := strings.CutPrefix(e.Record.Origin, "net:")
+		if !ok || e.Key.Kind() != KindAttempt {
+			continue
+		}
+		n, known := silent[net]
+		switch {
+		case !known && len(silent) >= maxTracked:
+		case e.Record.Tries > 1 || n < 0:
+			silent[net] = -1
+		case t.UnixMilli()-e.Record.First > g.policy.PassTime.Milliseconds():
+			silent[net]++
+		}
+	}
+	for net, n := range silent {
+		if n > 0 {
+			s.Silent = append(s.Silent, Silent{net, n})
+		}
+	}
+	slices.SortFunc(s.Silent, func(a, b Silent) int {
+		return cmp.Or(cmp.Compare(b.Attempts, a.Attempts), cmp.Compare(a.Network, b.Network))
+	})
+	s.Silent = s.Silent[:min(len(s.Silent), maxSilent)]
+	return s, nil
+}

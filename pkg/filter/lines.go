@@ -28,28 +28,32 @@ func (o *Lines) Put(line []byte) {
 	if len(line) == 1 && line[0] == '.' {
 		line = []byte("..")
 	}
-	limit := o.version.MaxPayload()
-	for len(line) > limit {
-		n := limit
-		if o.header {
-			n = fold(line, limit)
+	prefix := "" // of the next piece
+	for {
+		room := o.version.MaxPayload() - len(prefix)
+		if len(line) <= room {
+			o.write(prefix, line)
+			return
 		}
-		o.write(line[:n])
-		line = line[n:]
+		n := room
+		if o.header {
+			n = fold(line, room)
+		}
+		o.write(prefix, line[:n])
+		line, prefix = line[n:], ""
 		switch {
 		case !o.header && line[0] == '.':
-			line = append([]byte{'.'}, line...)
+			prefix = "."
 		case o.header && len(bytes.Trim(line, " \t")) == 0:
 			return // a line of blanks would end the header for some readers
 		case o.header && !blank(line[0]):
-			line = append([]byte{' '}, line...)
+			prefix = " "
 		}
 	}
-	o.write(line)
 }
 
-func (o *Lines) write(line []byte) {
-	o.buf = proto.AppendDataLine(o.buf, o.version, o.session, o.token, line)
+func (o *Lines) write(prefix string, line []byte) {
+	o.buf = proto.AppendDataLine(o.buf, o.version, o.session, o.token, []byte(prefix), line)
 }
 
 // fold returns where to split a header line so that the first part has at most

@@ -120,6 +120,19 @@ func TestLongLines(t *testing.T) {
 	}
 }
 
+// A long line costs time by its length, however often it is split.
+func TestVeryLongLines(t *testing.T) {
+	for _, lines := range [][]string{
+		{"Subject:" + strings.Repeat("x", 10<<20), "", "."},
+		{"Subject: x", "", strings.Repeat(".", 10<<20), "."},
+	} {
+		got := through(t, pass(), "0.6", lines)
+		if n := len(strings.Join(got, "")); n < 10<<20 || n > 11<<20 {
+			t.Errorf("%d bytes", n)
+		}
+	}
+}
+
 // A line with bytes that smtpd reads otherwise than it was meant.
 func TestOddLines(t *testing.T) {
 	got := through(t, pass(), "0.7", []string{"A: x\r", "", ".\x00", "a\x00b", "\x00", ".\r", "..", "|", ".x", "."})

@@ -491,7 +491,7 @@ func (l *loop[S]) begin(s *Session[S]) {
 func (l *loop[S]) echo(s *Session[S], text []byte) {
 	l.begin(s)
 	if len(text) == 1 && text[0] == '.' {
-		l.lines.write(text)
+		l.lines.write("", text)
 		s.msg = message{}
 	} else {
 		l.lines.Put(text)

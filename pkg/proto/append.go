@@ -25,10 +25,12 @@ func AppendResult(dst []byte, v Version, session, token ID, d Decision, param st
 	return append(dst, '\n')
 }
 
-// AppendDataLine appends one line of the message, with its LF.
-func AppendDataLine(dst []byte, v Version, session, token ID, line []byte) []byte {
+// AppendDataLine appends one line of the message, given in parts, with its LF.
+func AppendDataLine(dst []byte, v Version, session, token ID, parts ...[]byte) []byte {
 	dst = appendIDs(append(dst, "filter-dataline|"...), v, session, token)
-	dst = append(dst, line...)
+	for _, p := range parts {
+		dst = append(dst, p...)
+	}
 	return append(dst, '\n')
 }
 

@@ -10,6 +10,10 @@ LIBEXECDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/libexec/smtpd;; *) echo
 MANDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/man;; *) echo ${PREFIX}/share/man;; esac
 DESTDIR =
 
+# Where filters keep what a restart must not forget, and as whom smtpd runs them.
+STATEDIR !=	case `uname -s` in Linux) echo /var/lib;; *) echo /var/db;; esac
+FILTERUSER !=	case `uname -s` in Linux) echo opensmtpd;; *) echo _smtpd;; esac
+
 GO =		go
 GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -ldflags "-s -w -X opensmtpd-filters/pkg/cli.version=${VERSION}"
 STATICCHECK =	${GO} run honnef.co/go/tools/cmd/staticcheck@v0.8.2
@@ -70,6 +74,8 @@ install: all
 		install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f && \
 		install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; \
 	done
+
+	-install -d -m 755 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/filter-senderscore
 
 uninstall:
 	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f ${DESTDIR}${MANDIR}/man8/$$f.8; done

@@ -27,7 +27,6 @@ type fake struct {
 	records map[string]string // name to addresses, "fail", "hang", "panic" or text of TXT
 	delay   map[string]time.Duration
 	asked   []string
-	forgot  []string
 }
 
 func (f *fake) set(name, value string) {
@@ -103,7 +102,7 @@ func (f *fake) A(ctx context.Context, name string) ([]netip.Addr, error) {
 func (f *fake) Forget(name string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.forgot = append(f.forgot, name)
+	f.asked = append(f.asked, "forget "+name)
 }
 
 func (f *fake) FreshA(ctx context.Context, name string) ([]netip.Addr, error) { return f.A(ctx, name) }
@@ -402,19 +401,20 @@ func TestStale(t *testing.T) {
 		c, _ := running(t, f, Options{BlockAt: 1, JunkAt: 1}, "a.example")
 		time.Sleep(24 * time.Hour)
 		f.set("*.a.example", "127.0.0.2")
-		if v := c.Begin(t.Context(), client).Verdict(t.Context()).Verdict; v != Junk {
-			t.Errorf("first client after a day: %v, want junk", v)
+		// The test is asked for at once, and may be the first to have an answer.
+		if v := c.Begin(t.Context(), client).Verdict(t.Context()).Verdict; v == Block {
+			t.Errorf("first client after a day: %v", v)
 		}
 		time.Sleep(time.Minute)
 		if v := c.Begin(t.Context(), client).Verdict(t.Context()).Verdict; v != Pass {
 			t.Errorf("a minute later: %v, want pass", v)
 		}
-		n := len(f.forgot)
+		n := f.count("forget ")
 		f.set("*.a.example", "")
 		f.set("2.0.0.127.a.example", "127.0.0.2")
 		time.Sleep(16 * time.Minute)
-		if len(f.forgot) != n+1 || f.forgot[n] != "a.example" {
-			t.Errorf("forgotten: %q", f.forgot)
+		if got := f.count("forget a.example"); got != n+1 {
+			t.Errorf("forgotten %d times, want %d", got, n+1)
 		}
 	})
 }

@@ -180,8 +180,14 @@ func same(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// Read reads one file into p, which keeps its value on error.
-func (f *File[T]) read(p *part[T]) error {
+// Read reads one file into p, which keeps its value on error. A panic of Parse is
+// one: a file that was edited must not end the filter.
+func (f *File[T]) read(p *part[T]) (err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("%s: panic: %v", p.path, r)
+		}
+	}()
 	p.seen = nil
 	// O_NONBLOCK: to open a pipe must not wait for a writer.
 	file, err := os.OpenFile(p.path, os.O_RDONLY|syscall.O_NONBLOCK, 0)

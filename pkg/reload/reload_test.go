@@ -264,3 +264,27 @@ func TestHangup(t *testing.T) {
 	cancel()
 	<-done
 }
+
+// A parser that panics keeps what was read before.
+func TestPanic(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	write(t, a, "x\n")
+	bad := false
+	f, err := Open(Options[words]{Paths: []string{a}, Parse: func(r io.Reader, name string) (words, []error) {
+		if bad {
+			panic("parse")
+		}
+		return parse(r, name)
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad = true
+	f.check(true)
+	if got := fmt.Sprint(f.Value()); got != "[x]" {
+		t.Errorf("value %s", got)
+	}
+	if _, err := Open(Options[words]{Paths: []string{a}, Parse: f.opts.Parse}); err == nil {
+		t.Error("no error at start")
+	}
+}

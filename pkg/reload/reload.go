@@ -60,6 +60,8 @@ type File[T List] struct {
 
 	mu    sync.Mutex
 	parts []part[T]
+
+	hup chan os.Signal // SIGHUP, which would else end the program
 }
 
 // A part is one file.
@@ -81,7 +83,10 @@ func Open[T List](o Options[T]) (*File[T], error) {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	f := &File[T]{opts: o}
+	f := &File[T]{opts: o, hup: make(chan os.Signal, 1)}
+	if len(o.Paths) > 0 {
+		signal.Notify(f.hup, syscall.SIGHUP)
+	}
 	var errs []error
 	for _, path := range o.Paths {
 		p := part[T]{path: path}
@@ -91,6 +96,7 @@ func Open[T List](o Options[T]) (*File[T], error) {
 		f.parts = append(f.parts, p)
 	}
 	if errs != nil {
+		signal.Stop(f.hup)
 		return nil, errors.Join(errs...)
 	}
 	f.publish()
@@ -128,20 +134,18 @@ func (f *File[T]) Watch(ctx context.Context) {
 	if f == nil || len(f.parts) == 0 {
 		return
 	}
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	f.watch(ctx, hup)
+	defer signal.Stop(f.hup)
+	f.watch(ctx)
 }
 
-func (f *File[T]) watch(ctx context.Context, hup <-chan os.Signal) {
+func (f *File[T]) watch(ctx context.Context) {
 	tick := time.NewTicker(Interval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
 			f.check(false)
-		case <-hup:
+		case <-f.hup:
 			f.check(true)
 		case <-ctx.Done():
 			return

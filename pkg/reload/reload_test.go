@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -158,7 +157,7 @@ func TestWatch(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {
-			f.watch(ctx, nil)
+			f.Watch(ctx)
 			close(done)
 		}()
 		mtime := time.Unix(1e9, 0)
@@ -249,16 +248,13 @@ func TestHangup(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Whoever sends before Watch listens would end this process.
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+	// Before Watch listens it ends nothing, and is not forgotten.
+	write(t, a, "x\ny\n")
+	syscall.Kill(os.Getpid(), syscall.SIGHUP)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { f.Watch(ctx); close(done) }()
-	write(t, a, "x\ny\n")
 	for len(f.Value()) != 2 {
-		syscall.Kill(os.Getpid(), syscall.SIGHUP)
 		time.Sleep(time.Millisecond)
 	}
 	cancel()

@@ -15,7 +15,6 @@ import (
 	"opensmtpd-filters/pkg/dnsbl"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/ipset"
-	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/proto"
 )
 
@@ -129,17 +128,22 @@ func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Re
 	})
 }
 
+// actions are the words of the log for verdicts.
+func actions() [3]string {
+	return [...]string{dnsbl.Pass: "proceed", dnsbl.Junk: "junk", dnsbl.Block: "block"}
+}
+
 // conclude logs the decision and returns the answer.
 func (c *checker) conclude(s *filter.Session[state], req filter.Request, res dnsbl.Result, err error) filter.Response {
 	addr := s.Src.Addr()
 	if err != nil {
-		c.count("proceed")
+		c.decided[dnsbl.Pass].Inc()
 		c.log.Warn(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "err", err)
 		return filter.Proceed()
 	}
-	action := map[dnsbl.Verdict]string{dnsbl.Pass: "proceed", dnsbl.Junk: "junk", dnsbl.Block: "block"}[res.Verdict]
+	action := actions()[res.Verdict]
 	late := req.Phase == filter.Commit && res.Verdict == dnsbl.Junk
-	c.count(action)
+	c.decided[res.Verdict].Inc()
 	attrs := []any{"filter", "dnsbl", "action", action, "addr", addr}
 	if s.Local.refused != "" {
 		attrs = append(attrs, "why", s.Local.refused)
@@ -150,6 +154,13 @@ func (c *checker) conclude(s *filter.Session[state], req filter.Request, res dns
 		attrs = append(attrs, h.Label, h.Weight)
 	}
 	for _, h := range res.Hits {
+		attrs = append(attrs, "code", h.Label+":"+codes(h.Codes, "/"))
+		if h.Domain != "" {
+			attrs = append(attrs, "name", h.Label+":"+h.Domain)
+		}
+		if h.Alone {
+			attrs = append(attrs, "why", h.Label+"+"+action)
+		}
 		if h.Text != "" {
 			attrs = append(attrs, "txt", h.Label+": "+h.Text)
 		}
@@ -180,10 +191,6 @@ func (c *checker) conclude(s *filter.Session[state], req filter.Request, res dns
 		return filter.Junk()
 	}
 	return filter.Proceed()
-}
-
-func (c *checker) count(action string) {
-	c.metrics.Counter(metrics.Label("dnsbl_decisions_total", "action", action)).Inc()
 }
 
 // reply is what a client that is refused is told.
@@ -276,15 +283,11 @@ func (c *checker) row(r dnsbl.Row) (answer, meaning, weight, took string) {
 	case len(r.Codes) == 0:
 		return "not listed", "-", weight, took
 	}
-	var codes, words []string
-	for i, code := range r.Codes {
-		codes = append(codes, code.String())
-		if text := r.Meaning[i]; text != "" && !slices.Contains(words, text) {
+	var words []string
+	for _, text := range r.Meaning {
+		if text != "" && !slices.Contains(words, text) {
 			words = append(words, text)
 		}
-	}
-	if len(codes) > 4 {
-		codes = append(codes[:4], "...")
 	}
 	if len(words) == 0 {
 		words = []string{"listed"}
@@ -292,5 +295,20 @@ func (c *checker) row(r dnsbl.Row) (answer, meaning, weight, took string) {
 	if !r.Hit {
 		words = append(words, "does not match")
 	}
-	return strings.Join(codes, " "), strings.Join(words, "; "), weight, took
+	return codes(r.Codes, " "), strings.Join(words, "; "), weight, took
+}
+
+// codes are the first few answers of a list.
+func codes(answers []netip.Addr, sep string) string {
+	var list []string
+	for _, a := range answers {
+		if len(list) == 4 {
+			list = append(list, "...")
+			break
+		}
+		if !slices.Contains(list, a.String()) {
+			list = append(list, a.String())
+		}
+	}
+	return strings.Join(list, sep)
 }

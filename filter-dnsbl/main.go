@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"strings"
 	"time"
 
@@ -50,6 +51,9 @@ func run(args []string, stdout, stderr io.Writer) int {
 		c.lookup(flags.check, &text)
 	default:
 		defer c.watch()()
+		// A thousand clients at once leave garbage of some MB, and all that
+		// waits for answers would be looked through each time.
+		debug.SetGCPercent(200)
 		return c.filter().Main()
 	}
 	out.Write(text.Bytes())
@@ -157,27 +161,29 @@ func (f *flags) parse(args []string) error {
 }
 
 func (f *flags) parseLists() error {
-	args, err := cli.ExpandArgs(f.Args())
-	errs := []error{err}
-	for _, a := range args {
-		f.keys = append(f.keys, dnsbl.Keys(a.Text)...)
-		lists, err := dnsbl.Parse(a.Text)
-		if err != nil && a.Where != "" {
-			for line := range strings.SplitSeq(err.Error(), "\n") {
-				errs = append(errs, fmt.Errorf("%s: %s", a.Where, line))
-			}
-		} else {
-			errs = append(errs, err)
+	var errs []error
+	for _, arg := range f.Args() {
+		expanded, err := cli.ExpandArgs([]string{arg})
+		errs = append(errs, err)
+		var lines []string
+		for _, a := range expanded {
+			lines = append(lines, a.Text)
 		}
-		for _, l := range lists {
-			switch {
-			case l.Ask&dnsbl.Helo != 0 && f.phase < filter.Helo:
-				errs = append(errs, fmt.Errorf("list %s: +helo needs -blockPhase helo or later", l.Label))
-			case l.Ask&dnsbl.From != 0 && f.phase < filter.MailFrom:
-				errs = append(errs, fmt.Errorf("list %s: +from needs -blockPhase mail-from or later", l.Label))
-			}
+		f.keys = append(f.keys, dnsbl.Keys(lines...)...)
+		lists, bad := dnsbl.Parse(lines...)
+		for i, err := range bad {
+			errs = append(errs, at(expanded[i].Where, err))
 		}
 		f.lists = append(f.lists, lists...)
+	}
+	f.lists = dnsbl.Distinct(f.lists)
+	for _, l := range f.lists {
+		switch {
+		case l.Ask&dnsbl.Helo != 0 && f.phase < filter.Helo:
+			errs = append(errs, fmt.Errorf("list %s: +helo needs -blockPhase helo or later", l.Label))
+		case l.Ask&dnsbl.From != 0 && f.phase < filter.MailFrom:
+			errs = append(errs, fmt.Errorf("list %s: +from needs -blockPhase mail-from or later", l.Label))
+		}
 	}
 	if err := errors.Join(errs...); err != nil {
 		return err
@@ -188,6 +194,14 @@ func (f *flags) parseLists() error {
 	return nil
 }
 
+// at puts where they are before the lines of an error.
+func at(where string, err error) error {
+	if err == nil || where == "" {
+		return err
+	}
+	return errors.New(where + ": " + strings.ReplaceAll(err.Error(), "\n", "\n"+where+": "))
+}
+
 // checker is the filter as configured.
 type checker struct {
 	flags       *flags
@@ -195,13 +209,17 @@ type checker struct {
 	metrics     *metrics.Set
 	resolver    *resolve.Resolver
 	dnsbl       *dnsbl.Checker
-	ctx         context.Context // of questions; ends with the program
+	decided     [3]*metrics.Counter // by verdict
+	ctx         context.Context     // of questions; ends with the program
 	allow, deny *reload.File[*rules]
 }
 
 func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	c := &checker{flags: f, log: log, metrics: metrics.New(), ctx: context.Background()}
 	c.metrics.Filter = "dnsbl"
+	for verdict, action := range actions() {
+		c.decided[verdict] = c.metrics.Counter(metrics.Label("dnsbl_decisions_total", "action", action))
+	}
 	var servers []netip.AddrPort
 	var errs [3]error
 	if f.Resolver != "" {
@@ -227,7 +245,7 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	}
 	c.dnsbl = dnsbl.New(dnsbl.Options{
 		Lists: f.lists, BlockAt: f.blockAt, JunkAt: f.junkAt,
-		Timeout: f.Timeout.Value, Reason: f.reply.Has("%r"),
+		Timeout: f.Timeout.Value, Reason: f.reply.Has("%r"), DryRun: f.DryRun,
 		Resolver: c.resolver, Log: log, Metrics: c.metrics,
 	})
 	return c, nil

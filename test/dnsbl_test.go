@@ -129,7 +129,7 @@ func TestDnsblPostscreen(t *testing.T) {
 		"203.0.113.1":        {"greeting 550 closed", "3 (zen.spamhaus.org=3)"},
 		"203.0.113.2":        {"junk", "2 (b.barracudacentral.org=2)"},
 		"203.0.113.3":        {"inbox", "-3 (zen.spamhaus.org=3, list.dnswl.org=-6)"},
-		"203.0.113.4":        {"greeting 550 closed", "4 (bl.spameatingmonkey.net=2, bl.spamcop.net=2)"},
+		"203.0.113.4":        {"greeting 550 closed", "3 (bl.spameatingmonkey.net=2, bl.spamcop.net=1)"},
 		"203.0.113.6":        {"inbox", "1 (zen.spamhaus.org=3, list.dnswl.org=-2)"},
 		"203.0.113.7":        {"inbox", "-1 (zen.spamhaus.org=3, swl.spamhaus.org=-4)"},
 		"203.0.113.8":        {"inbox", "0"},

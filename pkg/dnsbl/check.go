@@ -3,6 +3,7 @@ package dnsbl
 import (
 	"context"
 	"log/slog"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -18,7 +19,10 @@ import (
 // IsNotFound says clearly that there is no such record. A *resolve.Resolver is
 // one.
 type Resolver interface {
-	A(ctx context.Context, name string) ([]netip.Addr, error)
+	// StartA calls then once, now or later. Fresh tells that the answer is to
+	// a query that was sent for this call, and not from a cache or to a
+	// query of another one.
+	StartA(name string, then func(addrs []netip.Addr, fresh bool, err error))
 	FreshA(ctx context.Context, name string) ([]netip.Addr, error) // not from a cache
 	TXT(ctx context.Context, name string) ([]string, error)
 	Forget(name string) // drops it and all names below it from the cache
@@ -30,6 +34,7 @@ type Options struct {
 	BlockAt, JunkAt int           // scores; 0 is never
 	Timeout         time.Duration // of a question; 0 is 2 s
 	Reason          bool          // ask for the heaviest list's TXT when the verdict is Block
+	DryRun          bool          // nobody is refused, and nobody waits for a TXT
 	Resolver        Resolver
 	Log             *slog.Logger // nil: no log
 	Metrics         *metrics.Set // nil: no metrics
@@ -38,7 +43,7 @@ type Options struct {
 // A Checker asks lists about clients. It may be used from several goroutines.
 type Checker struct {
 	opts    Options
-	entries []entry
+	entries []*entry
 	zones   []*zone
 	redact  func(string) string
 	hits    map[string]*metrics.Counter // by label
@@ -58,6 +63,7 @@ func New(o Options) *Checker {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
+	o.Lists = Distinct(o.Lists)
 	c := &Checker{opts: o, hits: make(map[string]*metrics.Counter)}
 	var keys []string
 	for _, l := range o.Lists {
@@ -65,26 +71,44 @@ func New(o Options) *Checker {
 			o.Log.Warn("list is dead and not asked; remove it", "list", l.Label, "why", l.Dead)
 		}
 		keys = append(keys, Keys(l.zone)...)
-		c.entries = append(c.entries, entry{l, c.zoneOf(l)})
-		c.hits[l.Label] = o.Metrics.Counter(metrics.Label("dnsbl_hits_total", "list", l.Label))
+		c.entries = append(c.entries, &entry{l, c.zoneOf(l)})
+		c.hits[l.Label] = o.Metrics.Counter(metrics.Label("dnsbl_hits_total", "zone", l.Label))
 	}
 	c.redact = Redactor(keys)
+	if most := c.most(); most < o.BlockAt {
+		o.Log.Warn("all lists together do not reach -blockAt", "blockAt", o.BlockAt, "lists", most)
+	}
 	return c
+}
+
+// most is what may count towards BlockAt.
+func (c *Checker) most() (n int) {
+	for _, e := range c.entries {
+		switch {
+		case e.Dead != "" || e.Weight < 0:
+		case e.Block:
+			return math.MaxInt
+		default:
+			n += e.Weight
+		}
+	}
+	return n
 }
 
 func (c *Checker) zoneOf(l List) *zone {
 	i := slices.IndexFunc(c.zones, func(z *zone) bool { return z.name == l.zone })
 	if i < 0 {
-		count := func(kind string) *metrics.Counter {
-			return c.opts.Metrics.Counter(metrics.Label(metrics.Label("dnsbl_errors_total", "kind", kind), "list", l.Label))
-		}
+		label := func(name string) string { return metrics.Label(name, "zone", l.Label) }
+		m := c.opts.Metrics
 		z := &zone{
 			name: l.zone, label: l.Label, info: l.info,
-			resolver: c.opts.Resolver, log: c.opts.Log,
-			errors: count("failure"), timeouts: count("timeout"),
-			tripped: make(chan struct{}, 1), wanted: make(chan struct{}, 1),
+			resolver: c.opts.Resolver, log: c.opts.Log, patience: c.opts.Timeout,
+			errors:   m.Counter(label(`dnsbl_errors_total{kind="failure"}`)),
+			timeouts: m.Counter(label(`dnsbl_errors_total{kind="timeout"}`)),
+			seconds:  m.Histogram(label("dnsbl_answer_seconds")),
+			tripped:  make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 		}
-		c.opts.Metrics.Gauge(metrics.Label("dnsbl_list_good", "list", l.Label), func() float64 {
+		m.Gauge(label("dnsbl_list_good"), func() float64 {
 			if l.Dead == "" && z.state() == good {
 				return 1
 			}
@@ -134,8 +158,9 @@ type Inquiry struct {
 
 	mu      sync.Mutex
 	asks    []*ask
-	changed chan struct{} // closed when there is another answer
 	domains map[Subject]string
+	timer   *time.Timer   // of the first question whose time ends
+	certain chan struct{} // closed with an answer that makes the verdict certain; nil: nobody waits
 }
 
 // An ask is one question.
@@ -144,22 +169,24 @@ type ask struct {
 	subject Subject
 	name    string
 	addr    netip.Addr // of subject IP
+	domain  string     // of the others
+	start   time.Time
 
 	// The answer, guarded by the inquiry's mu.
 	done    bool
 	codes   []netip.Addr
 	trusted bool // counts towards Block
-	good    bool // the zone was well
 	took    time.Duration
 	failure string // why there is no answer
 }
 
 // Begin asks all lists about the client's address, at once, and returns
-// without waiting. Questions end with ctx, or after Options.Timeout.
+// without waiting. A question counts as not answered after Options.Timeout, and
+// none that ends after ctx does says anything of the health of a list.
 func (c *Checker) Begin(ctx context.Context, addr netip.Addr) *Inquiry {
-	q := &Inquiry{c: c, changed: make(chan struct{}), domains: make(map[Subject]string)}
+	q := &Inquiry{c: c}
 	addr = addr.Unmap().WithZone("")
-	q.ask(ctx, IP, addr, func(z *zone) string { return name(z.name, addr) })
+	q.ask(ctx, ask{subject: IP, addr: addr}, func(z *zone) string { return name(z.name, addr) })
 	return q
 }
 
@@ -171,6 +198,9 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	q.mu.Lock()
 	same := q.domains[s] == domain
 	if !same {
+		if q.domains == nil {
+			q.domains = make(map[Subject]string)
+		}
 		q.domains[s] = domain
 		q.asks = slices.DeleteFunc(q.asks, func(a *ask) bool { return a.subject == s })
 	}
@@ -185,91 +215,148 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	if err != nil {
 		parent = domain
 	}
-	q.ask(ctx, s, netip.Addr{}, func(z *zone) string {
+	q.ask(ctx, ask{subject: s, domain: domain}, func(z *zone) string {
 		d := domain
-		if z.info.parent {
+		if z.info.parent || tooLong(d, z) { // or everybody would choose long names
 			d = parent
 		}
-		if len(d)+1+len(z.name) > 253 {
+		if tooLong(d, z) {
 			return ""
 		}
 		return d + "." + z.name
 	})
 }
 
-func (q *Inquiry) ask(ctx context.Context, s Subject, addr netip.Addr, name func(*zone) string) {
+func tooLong(domain string, z *zone) bool { return len(domain)+1+len(z.name) > 253 }
+
+// ask puts a question to the zones that it is for.
+func (q *Inquiry) ask(ctx context.Context, about ask, name func(*zone) string) {
+	about.start = time.Now()
+	var put []*ask
+	q.mu.Lock()
 	for _, z := range q.c.zones {
-		if !slices.ContainsFunc(q.c.entries, func(e entry) bool {
-			return e.zone == z && e.Dead == "" && (s == IP && e.asks(addr) || s != IP && e.Ask&s != 0)
-		}) {
+		a := about
+		a.zone = z
+		if !slices.ContainsFunc(q.c.entries, func(e *entry) bool { return e.Dead == "" && e.applies(&a) }) {
 			continue
 		}
-		a := &ask{zone: z, subject: s, name: name(z), addr: addr}
-		switch {
-		case a.name == "":
+		if a.name = name(z); a.name == "" {
 			continue
-		case z.use() == useless:
+		}
+		if z.use() == useless {
 			a.done, a.failure = true, notAsked
+		} else {
+			put = append(put, &a)
 		}
-		q.mu.Lock()
-		q.asks = append(q.asks, a)
-		q.mu.Unlock()
-		if !a.done {
-			go guard(q.c.opts.Log, func() { q.put(ctx, a) })
+		q.asks = append(q.asks, &a)
+	}
+	if len(put) > 0 && q.timer == nil {
+		q.timer = time.AfterFunc(q.c.opts.Timeout, q.expire)
+	}
+	q.mu.Unlock()
+	for _, a := range put {
+		if !guard(q.c.opts.Log, func() {
+			q.c.opts.Resolver.StartA(a.name, func(answer []netip.Addr, fresh bool, err error) {
+				r := a.zone.take(ctx, a, answer, fresh, err)
+				q.answer(a, r)
+			})
+		}) {
+			q.answer(a, reply{failure: "internal error"})
 		}
 	}
 }
 
-const notAsked = "not asked" // because of the zone's health
+const (
+	notAsked = "not asked" // because of the zone's health
+	tooLate  = "no answer in time"
+)
 
-// put puts a question to the resolver.
-func (q *Inquiry) put(parent context.Context, a *ask) {
-	r := ask{failure: "internal error"}
-	start := time.Now()
-	defer func() { q.done(a, r, time.Since(start)) }()
-	ctx, cancel := context.WithTimeout(parent, q.c.opts.Timeout)
-	defer cancel()
-	answer, err := q.c.opts.Resolver.A(ctx, a.name)
-	if err != nil && !notListed(err) {
-		r.failure = reason(err)
-		if parent.Err() == nil {
-			a.zone.failed(a.name, ctx.Err() != nil)
-		}
-		return
-	}
-	r.failure = ""
-	r.codes = a.zone.answered(answer, a.subject)
-	switch a.zone.state() {
-	case good:
-		r.trusted, r.good = true, true
-	case useless:
-		r.codes = nil
-	}
+// A reply is what a zone has answered.
+type reply struct {
+	codes   []netip.Addr
+	trusted bool
+	failure string
 }
 
-func (q *Inquiry) done(a *ask, r ask, took time.Duration) {
+// answer notes the reply to a question.
+func (q *Inquiry) answer(a *ask, r reply) {
+	took := time.Since(a.start)
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	a.done, a.codes, a.trusted, a.good, a.failure, a.took = true, r.codes, r.trusted, r.good, r.failure, took
-	close(q.changed)
-	q.changed = make(chan struct{})
+	if a.done {
+		return
+	}
+	a.done, a.codes, a.trusted, a.failure, a.took = true, r.codes, r.trusted, r.failure, took
+	q.changed()
 }
 
-// hit returns the codes of an answer that match.
-func (e entry) hit(a *ask) []netip.Addr {
-	if !a.done {
-		return nil
-	}
-	var codes []netip.Addr
-	for _, code := range a.codes {
-		if e.Match.Contains(code) {
-			codes = append(codes, code)
+// expire ends the questions whose time is over.
+func (q *Inquiry) expire() {
+	now := time.Now()
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	next := time.Duration(0)
+	for _, a := range q.asks {
+		if a.done {
+			continue
+		}
+		left := a.start.Add(q.c.opts.Timeout).Sub(now)
+		switch {
+		case left <= 0:
+			a.done, a.failure, a.took = true, tooLate, now.Sub(a.start)
+		case next == 0 || left < next:
+			next = left
 		}
 	}
-	return codes
+	q.timer = nil
+	if next > 0 {
+		q.timer = time.AfterFunc(next, q.expire)
+	}
+	q.changed()
 }
 
+// changed wakes those who wait when there is a reason. It is called with mu
+// held.
+func (q *Inquiry) changed() {
+	if q.timer != nil && !slices.ContainsFunc(q.asks, func(a *ask) bool { return !a.done }) {
+		q.timer.Stop()
+		q.timer = nil
+	}
+	if q.certain == nil {
+		return
+	}
+	if _, _, certain := q.bounds(false); certain {
+		close(q.certain)
+		q.certain = nil
+	}
+}
+
+// wait waits until ready, which is called with mu held, reports true, or ctx
+// ends.
+func (q *Inquiry) wait(ctx context.Context, ready func() bool) {
+	for {
+		q.mu.Lock()
+		if ready() {
+			q.mu.Unlock()
+			return
+		}
+		if q.certain == nil {
+			q.certain = make(chan struct{})
+		}
+		certain := q.certain
+		q.mu.Unlock()
+		select {
+		case <-certain:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// hits reports whether an answer matches.
+func (e *entry) hits(a *ask) bool { return slices.ContainsFunc(a.codes, e.Match.Contains) }
+
 // applies reports whether the answer to a is one to e.
-func (e entry) applies(a *ask) bool {
+func (e *entry) applies(a *ask) bool {
 	return e.zone == a.zone && e.Ask&a.subject != 0 && (a.subject != IP || e.asks(a.addr))
 }

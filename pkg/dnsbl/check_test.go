@@ -13,6 +13,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/resolve"
 )
 
@@ -27,6 +28,8 @@ type fake struct {
 	records map[string]string // name to addresses, "fail", "hang", "panic" or text of TXT
 	delay   map[string]time.Duration
 	asked   []string
+	flying  map[string]int // queries under way
+	cached  bool           // all answers are from a cache
 }
 
 func (f *fake) set(name, value string) {
@@ -72,23 +75,16 @@ func (f *fake) find(name string) (string, time.Duration) {
 	return "", delay
 }
 
-func (f *fake) A(ctx context.Context, name string) ([]netip.Addr, error) {
+// reply returns what comes back for a name, and after how long.
+func (f *fake) reply(name string) ([]netip.Addr, time.Duration, error) {
 	value, delay := f.find(name)
-	bad := &net.DNSError{Name: name, IsTemporary: true, Err: "server answers SERVFAIL"}
-	if value == "hang" {
-		delay = 24 * time.Hour
-	}
-	select {
-	case <-time.After(delay):
-	case <-ctx.Done():
-		bad.Err, bad.IsTimeout = "no answer in time", true
-		return nil, bad
-	}
 	switch value {
 	case "":
-		return nil, &net.DNSError{Name: name, IsNotFound: true}
+		return nil, delay, &net.DNSError{Name: name, IsNotFound: true}
 	case "fail":
-		return nil, bad
+		return nil, delay, &net.DNSError{Name: name, IsTemporary: true, Err: "server answers SERVFAIL"}
+	case "hang":
+		return nil, 24 * time.Hour, errTimeout(name)
 	case "panic":
 		panic("fake panic")
 	}
@@ -96,7 +92,39 @@ func (f *fake) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	for s := range strings.FieldsSeq(value) {
 		addrs = append(addrs, netip.MustParseAddr(s))
 	}
-	return addrs, nil
+	return addrs, delay, nil
+}
+
+func errTimeout(name string) error {
+	return &net.DNSError{Name: name, IsTemporary: true, IsTimeout: true, Err: "no answer in time"}
+}
+
+func (f *fake) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
+	addrs, delay, err := f.reply(name)
+	select {
+	case <-time.After(delay):
+		return addrs, err
+	case <-ctx.Done():
+		return nil, errTimeout(name)
+	}
+}
+
+// StartA gives up after 3 s. Who asks what is being asked shares the answer.
+func (f *fake) StartA(name string, then func([]netip.Addr, bool, error)) {
+	addrs, delay, err := f.reply(name)
+	if delay > 3*time.Second {
+		addrs, delay, err = nil, 3*time.Second, errTimeout(name)
+	}
+	f.mu.Lock()
+	fresh := f.flying[name] == 0 && !f.cached
+	f.flying[name]++
+	f.mu.Unlock()
+	time.AfterFunc(delay, func() {
+		f.mu.Lock()
+		f.flying[name]--
+		f.mu.Unlock()
+		then(addrs, fresh, err)
+	})
 }
 
 func (f *fake) Forget(name string) {
@@ -104,8 +132,6 @@ func (f *fake) Forget(name string) {
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, "forget "+name)
 }
-
-func (f *fake) FreshA(ctx context.Context, name string) ([]netip.Addr, error) { return f.A(ctx, name) }
 
 func (f *fake) TXT(ctx context.Context, name string) ([]string, error) {
 	text, delay := f.find("txt " + name)
@@ -121,7 +147,7 @@ func (f *fake) TXT(ctx context.Context, name string) ([]string, error) {
 }
 
 func newFake(records ...string) *fake {
-	f := &fake{records: map[string]string{}, delay: map[string]time.Duration{}}
+	f := &fake{records: map[string]string{}, delay: map[string]time.Duration{}, flying: map[string]int{}}
 	for i := 0; i < len(records); i += 2 {
 		f.records[records[i]] = records[i+1]
 	}
@@ -130,9 +156,13 @@ func newFake(records ...string) *fake {
 
 func parse(t testing.TB, text string) []List {
 	t.Helper()
-	lists, err := Parse(text)
-	if err != nil {
-		t.Fatal(err)
+	var lists []List
+	for arg := range strings.FieldsSeq(text) {
+		l, errs := Parse(arg)
+		if errs != nil {
+			t.Fatal(errs)
+		}
+		lists = append(lists, l...)
 	}
 	return lists
 }
@@ -223,6 +253,7 @@ func TestVerdicts(t *testing.T) {
 		{name: "domains", lists: "d.example*5+rdns+helo+from", block: 5, rdns: "mail.bad.example", helo: "h.bad.example", fr: "bad.example",
 			records: []string{"bad.example.d.example", "127.0.1.2", "h.bad.example.d.example", "127.0.1.2"}, want: "block 5 d.example=5"},
 		{name: "registered domain", lists: "multi.uribl.com+helo*5", block: 5, helo: "a.b.Bad.co.uk.", records: []string{"bad.co.uk.multi.uribl.com", "127.0.0.2"}, want: "block 5 multi.uribl.com=5"},
+		{name: "name as long as names may be", lists: "d.example*5+from", block: 5, fr: strings.Repeat("a.", 118) + "bad.example", records: []string{"bad.example.d.example", "127.0.1.2"}, want: "block 5 d.example=5"},
 		{name: "IP in a domain list", lists: "dbl.spamhaus.org=127.0.1.[0..255]+helo*5", block: 5, helo: "x.example", records: []string{"x.example.dbl.spamhaus.org", "127.0.1.255"}, want: "pass 0"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -248,7 +279,7 @@ func TestDomainsNotAsked(t *testing.T) {
 		c := New(Options{Lists: parse(t, "d.example+helo"), Resolver: f, JunkAt: 1})
 		q := c.Begin(t.Context(), client)
 		for _, s := range []string{"", "[192.0.2.1]", "192.0.2.1", "192.0.2.1.", "[IPv6:2001:db8::1]", "2001:db8::1", "localhost", "<unknown>", "a..b", "x.example.1",
-			"b\xfcro.example", "a b.example", strings.Repeat("a.", 120) + "example", "a.example/" + "x"} {
+			"b\xfcro.example", "a b.example", strings.Repeat("a", 64) + ".example", "a.example/" + "x"} {
 			q.Domain(t.Context(), Helo, s)
 			synctest.Wait()
 			if len(f.asked) > 0 {
@@ -502,6 +533,114 @@ func TestBreaker(t *testing.T) {
 	}
 }
 
+// What is remembered says nothing of the health of a list.
+func TestCacheIsNoHealth(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("*.a.example", "fail", "7.113.0.203.a.example", "127.0.0.2")
+		f.records["1.0.0.127.a.example"], f.records["2.0.0.127.a.example"] = "", "127.0.0.2"
+		f.records[name("a.example", netip.MustParseAddr("::ffff:127.0.0.1"))] = ""
+		m := metrics.New()
+		c, _ := running(t, f, Options{BlockAt: 1, Metrics: m}, "a.example")
+		synctest.Wait()
+		ask := func(i byte, cached bool) {
+			f.mu.Lock()
+			f.cached = cached
+			f.mu.Unlock()
+			c.Begin(t.Context(), netip.AddrFrom4([4]byte{203, 0, 113, i})).Verdict(t.Context())
+		}
+		for i := range byte(4) {
+			ask(100+i, false)
+			for range 10 {
+				ask(7, true)     // an answer
+				ask(100+i, true) // and a failure
+			}
+		}
+		z := c.zones[0]
+		if n := z.failures; n != 4 || z.state() == useless {
+			t.Errorf("%d failures, state %v", n, z.state())
+		}
+		ask(104, false)
+		if z.state() != useless {
+			t.Error("not off after five")
+		}
+		if n := m.Counter(`dnsbl_errors_total{kind="failure",zone="a.example"}`).Get() + m.Counter(`dnsbl_errors_total{zone="a.example",kind="failure"}`).Get(); n != 5 {
+			t.Errorf("%d errors counted", n)
+		}
+	})
+}
+
+// An answer that comes too late for everybody is a failure.
+func TestLateIsAFailure(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		c, _ := running(t, f, Options{BlockAt: 1, Timeout: time.Second}, "a.example")
+		synctest.Wait()
+		f.mu.Lock()
+		f.delay[".a.example"] = 1500 * ms
+		f.mu.Unlock()
+		for i := range byte(5) {
+			start := time.Now()
+			res := c.Begin(t.Context(), netip.AddrFrom4([4]byte{203, 0, 113, i})).Verdict(t.Context())
+			if took := time.Since(start); took != time.Second || fmt.Sprint(res.Silent) != "[a.example]" {
+				t.Errorf("%+v after %v", res, took)
+			}
+		}
+		time.Sleep(time.Second)
+		if c.zones[0].state() != useless {
+			t.Error("not off after five")
+		}
+	})
+}
+
+// Names that come later have a time of their own.
+func TestLaterQuestions(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("*.a.example", "hang", "*.d.example", "hang")
+		c := New(Options{Lists: parse(t, "a.example d.example+helo+from"), Resolver: f, JunkAt: 1, Timeout: time.Second})
+		start := time.Now()
+		q := c.Begin(t.Context(), client)
+		for _, after := range []time.Duration{600 * ms, 200 * ms} {
+			time.Sleep(after)
+			q.Domain(t.Context(), Helo, fmt.Sprint("x", after.Milliseconds(), ".example"))
+		}
+		if res := q.Verdict(t.Context()); time.Since(start) != 1800*ms || len(res.Silent) != 2 {
+			t.Errorf("%+v after %v", res, time.Since(start))
+		}
+		q.Domain(t.Context(), From, "y.example")
+		if q.Verdict(t.Context()); time.Since(start) != 2800*ms {
+			t.Errorf("after %v", time.Since(start))
+		}
+		if q.timer != nil {
+			t.Error("a timer is left")
+		}
+	})
+}
+
+// Many may wait for one verdict.
+func TestManyWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("7.113.0.203.a.example", "127.0.0.2")
+		f.delay["a.example"], f.delay["b.example"] = 10*ms, 20*ms
+		c := New(Options{Lists: parse(t, "a.example b.example"), Resolver: f, JunkAt: 1})
+		q := c.Begin(t.Context(), client)
+		var wg sync.WaitGroup
+		start := time.Now()
+		for range 10 {
+			wg.Go(func() {
+				if res := q.Verdict(t.Context()); res.Verdict != Junk || time.Since(start) != 10*ms {
+					t.Errorf("%+v after %v", res, time.Since(start))
+				}
+			})
+			wg.Go(func() {
+				if q.Wait(t.Context()); time.Since(start) != 20*ms {
+					t.Errorf("all after %v", time.Since(start))
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
 // The verdict comes with the last answer it needs.
 func TestBounds(t *testing.T) {
 	c7 := "7.113.0.203."
@@ -654,14 +793,16 @@ func TestText(t *testing.T) {
 		{"x@Z*5", "listed", "", false, 5, 0},
 		{"x@Z*5", "listed", "listed", true, 5, 1},
 		{"x@Z*4", "listed", "", true, 5, 0},
-		{"x@Z*1+txt", "listed", "listed", false, 5, 1},
+		{"x@Z*1+txt", "listed", "", false, 5, 0}, // nobody is refused
+		{"x@Z*5+txt", "listed", "listed", false, 5, 1},
+		{"x@Z*5+txt", "listed", "", true, -5, 0}, // -dryRun
 		{"x@Z*5", "a\r\n250 ok\x00|\xff see https://x.example/" + key + "/7", "a 250 ok | see https://x.example/KEY/7", true, 5, 1},
 		{"x@Z*5", strings.Repeat("y", 60000), strings.Repeat("y", 200), true, 5, 1},
 		{"x@Z*5", "", "", true, 5, 1},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			f := newFake("7.113.0.203."+zone, "127.0.0.2", "txt 7.113.0.203."+zone, tt.text)
-			c, log := running(t, f, Options{BlockAt: tt.block, JunkAt: 1, Reason: tt.reason}, strings.ReplaceAll(tt.lists, "Z", zone))
+			c, log := running(t, f, Options{BlockAt: max(tt.block, -tt.block), JunkAt: 1, Reason: tt.reason, DryRun: tt.block < 0}, strings.ReplaceAll(tt.lists, "Z", zone))
 			synctest.Wait()
 			res := c.Begin(t.Context(), client).Verdict(t.Context())
 			if len(res.Hits) != 1 || res.Hits[0].Text != tt.want || f.count("txt ") != tt.queries {

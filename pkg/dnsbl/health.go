@@ -17,7 +17,6 @@ const (
 	maxFailures  = 5               // in a row, and a zone is not asked
 	firstProbe   = 30 * time.Second
 	lastProbe    = 30 * time.Minute
-	sameFailure  = 5 * time.Second // a failure is remembered so long by the resolver
 )
 
 // A zone is a list as it is asked, with its health. Several entries may share
@@ -32,6 +31,8 @@ type zone struct {
 	log      *slog.Logger
 	errors   *metrics.Counter
 	timeouts *metrics.Counter
+	seconds  *metrics.Histogram
+	patience time.Duration // with a question
 
 	tripped chan struct{} // tells run that the zone is off
 	wanted  chan struct{} // tells run that a test is overdue
@@ -44,8 +45,6 @@ type zone struct {
 	used     bool      // since the last test
 	missing  bool      // its test entry; said already
 	failures int       // in a row
-	lastName string    // that failed, and when
-	lastTime time.Time
 }
 
 // state is what a zone's answers are worth.
@@ -106,20 +105,14 @@ func (z *zone) health() string {
 }
 
 // failed notes a query without a clear answer.
-func (z *zone) failed(name string, timeout bool) {
+func (z *zone) failed(timeout bool) {
 	if timeout {
 		z.timeouts.Inc()
 	} else {
 		z.errors.Inc()
 	}
-	now := time.Now()
 	z.mu.Lock()
-	// Those who ask the same at once share one query.
-	same := name == z.lastName && now.Sub(z.lastTime) < sameFailure
-	if !same {
-		z.lastName, z.lastTime = name, now
-		z.failures++
-	}
+	z.failures++
 	trips := !z.off && z.failures >= maxFailures
 	z.off = z.off || trips
 	z.mu.Unlock()
@@ -132,23 +125,47 @@ func (z *zone) failed(name string, timeout bool) {
 	}
 }
 
+// answered notes a query with one.
+func (z *zone) answered() {
+	z.mu.Lock()
+	z.failures = 0
+	z.mu.Unlock()
+}
+
+// take makes a reply of what the resolver says. Only queries count for the
+// health of a zone, not what is remembered of them.
+func (z *zone) take(ctx context.Context, a *ask, answer []netip.Addr, fresh bool, err error) reply {
+	answered := err == nil || notListed(err)
+	if fresh && ctx.Err() == nil {
+		took := time.Since(a.start)
+		z.seconds.Update(took.Seconds())
+		if late := took > z.patience; late || !answered {
+			z.failed(late || timedOut(err))
+		} else {
+			z.answered()
+		}
+	}
+	if !answered {
+		return reply{failure: reason(err)}
+	}
+	codes, f := z.info.decode(answer, a.subject)
+	if f != nil {
+		z.fall(f)
+	}
+	switch z.state() {
+	case good:
+		return reply{codes: codes, trusted: true}
+	case useless:
+		return reply{}
+	}
+	return reply{codes: codes}
+}
+
 func (z *zone) remedy() string {
 	if z.info.remedy != "" {
 		return z.info.remedy
 	}
 	return "none, unless it lasts: then remove it"
-}
-
-// answered notes a clear answer, and returns the codes in it.
-func (z *zone) answered(answer []netip.Addr, about Subject) []netip.Addr {
-	codes, f := z.info.decode(answer, about)
-	z.mu.Lock()
-	z.failures = 0
-	z.mu.Unlock()
-	if f != nil {
-		z.fall(f)
-	}
-	return codes
 }
 
 // fall makes the zone sick.
@@ -305,13 +322,11 @@ func (z *zone) probe(ctx context.Context, name string) (codes []netip.Addr, f *f
 	answer, err := z.resolver.FreshA(ctx, name)
 	if err != nil && !notListed(err) {
 		if ctx.Err() != context.Canceled {
-			z.failed(name, ctx.Err() != nil || timedOut(err))
+			z.failed(ctx.Err() != nil || timedOut(err))
 		}
 		return nil, nil, false
 	}
-	z.mu.Lock()
-	z.failures = 0
-	z.mu.Unlock()
+	z.answered()
 	about := IP
 	if z.ask&IP == 0 {
 		about = z.ask
@@ -320,12 +335,14 @@ func (z *zone) probe(ctx context.Context, name string) (codes []netip.Addr, f *f
 	return codes, f, true
 }
 
-// guard calls f and logs a panic: it must not end a filter.
-func guard(log *slog.Logger, f func()) {
+// guard calls f and logs a panic: it must not end a filter. It reports whether f
+// has returned.
+func guard(log *slog.Logger, f func()) (ok bool) {
 	defer func() {
 		if p := recover(); p != nil {
 			log.Error("panic", "panic", fmt.Sprint(p))
 		}
 	}()
 	f()
+	return true
 }

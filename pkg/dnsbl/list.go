@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -31,8 +32,10 @@ type List struct {
 	TXT    bool    // the reason is asked for and logged
 	Dead   string  // why the zone is not asked, "" if it is
 
-	zone string // in lower case; may have a key
-	info known
+	zone     string // in lower case; may have a key
+	info     known
+	matched  bool // a match was given
+	weighted bool // and a weight
 }
 
 // Zone returns the zone without its key.
@@ -41,29 +44,82 @@ func (l List) Zone() string { return mask(l.zone) }
 // maxZone leaves room for an IPv6 address within the 253 bytes of a name.
 const maxZone = 253 - 64
 
-// Parse reads lists separated by blanks, newlines or commas, each of them
+// Parse reads the lines of a file, or one argument of a command: lists separated
+// by newlines, blanks or commas, each of them
 //
 //	[label@] zone [=match] [*weight] [+option]...
 //
-// without blanks, so a value of postscreen_dnsbl_sites is read as it is. Options
-// are ip, rdns, helo, from, v4, v6, block, junk, txt. Match and weight of a
-// zone that is known default to what is right for it, of others to any answer
-// and 1. Each error names its list, without the key.
-func Parse(text string) ([]List, error) {
-	var lists []List
-	var errs []error
-	for token := range strings.FieldsFuncSeq(text, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) }) {
-		l, err := parseList(token)
-		if err != nil {
-			if len(token) > 300 {
-				token = token[:300]
+// without blanks. Options are ip, rdns, helo, from, v4, v6, block, junk, txt.
+// Match and weight of a zone that is known default to what is right for it, of
+// others to any answer and 1.
+//
+// A value of postscreen_dnsbl_sites is read as postscreen(8) of Postfix reads
+// it: when there are several lists, with a weight among them or on one line, a
+// known block list without a weight counts 1, and a known allow list with a
+// weight and without a match counts for any answer.
+//
+// The errors, nil if all is well, are those of each line. They name the list,
+// without the key.
+func Parse(lines ...string) (lists []List, errs []error) {
+	together := false
+	for i, line := range lines {
+		n := 0
+		var bad []error
+		for token := range strings.FieldsFuncSeq(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) }) {
+			n++
+			l, err := parseList(token)
+			if err != nil {
+				if len(token) > 300 {
+					token = token[:300]
+				}
+				bad = append(bad, fmt.Errorf("list %s: %w", strconv.QuoteToASCII(Redactor(Keys(token))(token)), err))
+				continue
 			}
-			errs = append(errs, fmt.Errorf("list %s: %w", strconv.QuoteToASCII(Redactor(Keys(token))(token)), err))
-			continue
+			lists = append(lists, l)
+			together = together || l.weighted
 		}
-		lists = append(lists, l)
+		together = together || n > 1
+		if bad != nil {
+			if errs == nil {
+				errs = make([]error, len(lines))
+			}
+			errs[i] = errors.Join(bad...)
+		}
 	}
-	return lists, errors.Join(errs...)
+	if together && len(lists) > 1 {
+		for i := range lists {
+			lists[i].plain()
+		}
+	}
+	return lists, errs
+}
+
+// plain makes the list one of postscreen_dnsbl_sites.
+func (l *List) plain() {
+	switch known := l.info.weight; {
+	case known > 0 && !l.weighted && l.info.kind == addresses:
+		l.Weight = 1
+	case known < 0 && l.weighted && !l.matched:
+		// Of block lists, what matches by default is all that they answer; of
+		// these it is not, and a client would miss points it has in Postfix.
+		l.Match = Match{text: "127.0.0.0/8", prefix: loopback()}
+	}
+}
+
+// Distinct returns the lists with different labels for different zones: one that
+// has the label of another zone before it gets a number, as in zen-2.
+func Distinct(lists []List) []List {
+	lists = slices.Clone(lists)
+	zones := make(map[string]string) // by label
+	for i := range lists {
+		l := &lists[i]
+		label := l.Label
+		for n := 2; zones[l.Label] != "" && zones[l.Label] != l.zone; n++ {
+			l.Label = fmt.Sprintf("%s-%d", label, n)
+		}
+		zones[l.Label] = l.zone
+	}
+	return lists
 }
 
 func parseList(s string) (List, error) {
@@ -71,6 +127,9 @@ func parseList(s string) (List, error) {
 	if label, rest, ok := strings.Cut(s, "@"); ok {
 		if !validLabel(label) {
 			return List{}, errors.New("a label is 1 to 40 letters, digits, dots, hyphens and underscores")
+		}
+		if slices.Contains(words(), label) {
+			return List{}, fmt.Errorf("%s is a word of the log: choose another label", label)
 		}
 		l.Label, s = mask(label), rest
 	}
@@ -89,7 +148,6 @@ func parseList(s string) (List, error) {
 	l.Dead = dead(l.zone)
 	l.Weight = l.info.weight
 
-	var match, weight bool
 	options := make(map[string]bool)
 	for s = s[end:]; s != ""; {
 		sign := s[0]
@@ -101,13 +159,13 @@ func parseList(s string) (List, error) {
 		s = s[end:]
 		var err error
 		switch {
-		case sign == '=' && !match:
-			match = true
+		case sign == '=' && !l.matched:
+			l.matched = true
 			if l.Match, err = ParseMatch(value); err != nil {
 				return List{}, err
 			}
-		case sign == '*' && !weight:
-			weight = true
+		case sign == '*' && !l.weighted:
+			l.weighted = true
 			if l.Weight, err = strconv.Atoi(value); err != nil || l.Weight < -100 || l.Weight > 100 {
 				return List{}, errors.New("a weight is a number from -100 to 100")
 			}
@@ -117,11 +175,11 @@ func parseList(s string) (List, error) {
 			return List{}, fmt.Errorf("%c more than once", sign)
 		}
 	}
-	return l, l.finish(match, options)
+	return l, l.finish(options)
 }
 
 // finish applies options and defaults.
-func (l *List) finish(match bool, options map[string]bool) error {
+func (l *List) finish(options map[string]bool) error {
 	subjects := map[string]Subject{"ip": IP, "rdns": RDNS, "helo": Helo, "from": From}
 	flags := map[string]*bool{"v4": &l.V4, "v6": &l.V6, "block": &l.Block, "junk": &l.Junk, "txt": &l.TXT}
 	for o := range options {
@@ -155,16 +213,22 @@ func (l *List) finish(match bool, options map[string]bool) error {
 	if !l.V4 && !l.V6 {
 		l.V4, l.V6 = l.info.families&ip4 != 0, l.info.families&ip6 != 0
 	}
-	if !match && l.info.kind == scores {
+	if !l.matched && l.info.kind == scores {
 		return errors.New("answers for good and bad clients: it needs a =match")
 	}
-	if !match && l.info.match != "" {
+	if !l.matched && l.info.match != "" {
 		var err error
 		if l.Match, err = ParseMatch(l.info.match); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// words are those of a line of log that says what a list had to do with a
+// decision.
+func words() []string {
+	return []string{"filter", "action", "addr", "score", "why", "name", "code", "txt", "untested", "silent", "dryRun", "note", "err", "t"}
 }
 
 func validLabel(s string) bool {

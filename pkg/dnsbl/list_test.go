@@ -1,6 +1,8 @@
 package dnsbl
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -95,18 +97,18 @@ func TestParse(t *testing.T) {
 			"zen.spamhaus.org=127.0.0.[2..11]*3+ip+v4+v6 list.dnswl.org=127.0.[0..255].[1..3]*-2+ip+v4+v6"},
 		{"a.example,\n  b.example*2,,\r\n\tc.example\n", "a.example*1+ip+v4+v6 b.example*2+ip+v4+v6 c.example*1+ip+v4+v6"},
 	} {
-		lists, err := Parse(tt.text)
+		lists, errs := Parse(tt.text)
 		var got []string
 		for _, l := range lists {
 			got = append(got, l.String())
 		}
-		if err != nil || strings.Join(got, " ") != tt.want {
-			t.Errorf("%q: %v, %v\nwant %s", tt.text, got, err, tt.want)
+		if errs != nil || strings.Join(got, " ") != tt.want {
+			t.Errorf("%q: %v, %v\nwant %s", tt.text, got, errs, tt.want)
 		}
 		// What is printed is read again, but for keys.
-		again, err := Parse(strings.ReplaceAll(strings.Join(got, "\n"), "KEY", key))
-		if err != nil || len(again) != len(lists) {
-			t.Errorf("%q: read again: %v", got, err)
+		again, errs := Parse(strings.ReplaceAll(strings.Join(got, "\n"), "KEY", key))
+		if errs != nil || len(again) != len(lists) {
+			t.Errorf("%q: read again: %v", got, errs)
 		}
 	}
 	for _, tt := range []struct{ text, want string }{
@@ -137,12 +139,84 @@ func TestParse(t *testing.T) {
 		{"zen.spamhaus.org=" + key, "\"zen.spamhaus.org=KEY\""},
 		{key + "@bl.example*1000", "list \"KEY@bl"},
 	} {
-		_, err := Parse(tt.text)
+		_, errs := Parse(tt.text)
+		err := errors.Join(errs...)
 		if err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%q: error %v, want %q", tt.text, err, tt.want)
 		}
 		if err != nil && strings.Contains(err.Error(), key) {
 			t.Errorf("%q: the error shows the key: %v", tt.text, err)
+		}
+	}
+}
+
+// Each is a value of postscreen_dnsbl_sites, as one argument and as a file, and
+// what it counts in Postfix.
+func TestPostscreen(t *testing.T) {
+	for _, tt := range []struct {
+		text string
+		want string // weights
+		any  string // an answer that the last one counts
+	}{
+		{"zen.spamhaus.org*3\nbl.spamcop.net\npsbl.surriel.com", "[3 1 1]", "127.0.0.2"},
+		{"zen.spamhaus.org*2, bl.spamcop.net*1, b.barracudacentral.org*1", "[2 1 1]", "127.0.0.2"},
+		{"zen.spamhaus.org=127.0.0.[2..11]*3\nlist.dnswl.org*-2", "[3 -2]", "127.0.5.0"},
+		{"b.barracudacentral.org*2\ndnsbl-1.uceprotect.net", "[2 1]", "127.0.0.2"},
+		{"zen.spamhaus.org*3\nlist.dnswl.org=127.0.[2..15].0*-2\nlist.dnswl.org=127.0.[2..15].[2..3]*-4", "[3 -2 -4]", "127.0.9.3"},
+	} {
+		for _, lines := range [][]string{{tt.text}, strings.Split(tt.text, "\n")} {
+			lists, errs := Parse(lines...)
+			var got []int
+			for _, l := range lists {
+				got = append(got, l.Weight)
+			}
+			if errs != nil || fmt.Sprint(got) != tt.want {
+				t.Errorf("%q: %v, %v, want %s", lines, got, errs, tt.want)
+			} else if !lists[len(lists)-1].Match.Contains(netip.MustParseAddr(tt.any)) {
+				t.Errorf("%q: %s does not count", lines, tt.any)
+			}
+		}
+	}
+	// Not such a value.
+	for text, want := range map[string]string{
+		"zen.spamhaus.org\nbl.spamcop.net":          "[5 2]",
+		"bl.spamcop.net=127.0.0.2":                  "[2]",
+		"zen.spamhaus.org*3\ndbl.spamhaus.org+from": "[3 4]", // Postfix has no such lists there
+		"zen.spamhaus.org*3 list.dnswl.org":         "[3 -2]",
+	} {
+		lists, _ := Parse(strings.Split(text, "\n")...)
+		var got []int
+		for _, l := range lists {
+			got = append(got, l.Weight)
+		}
+		if fmt.Sprint(got) != want {
+			t.Errorf("%q: %v, want %s", text, got, want)
+		}
+	}
+	_, errs := Parse("bl.example", "zen", "", "a.example*x b.example+y")
+	if len(errs) != 4 || errs[0] != nil || errs[1] == nil || errs[2] != nil || strings.Count(errs[3].Error(), "\n") != 1 {
+		t.Errorf("errors %q", errs)
+	}
+}
+
+func TestDistinct(t *testing.T) {
+	lists, errs := Parse("a@a.example a@b.example a@a.example a@c.example a-2@d.example a@b.example", "abcdefghij0123456789klmnop.bl.example abcdefghij0123456789klmnoq.bl.example")
+	if errs != nil {
+		t.Fatal(errs)
+	}
+	var got []string
+	for _, l := range Distinct(Distinct(lists)) {
+		got = append(got, l.Label)
+	}
+	if want := "[a a-2 a a-3 a-2-2 a-2 KEY.bl.example KEY.bl.example-2]"; fmt.Sprint(got) != want {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if lists[1].Label != "a" {
+		t.Error("what was given is changed")
+	}
+	for _, w := range words() {
+		if _, errs := Parse(w + "@a.example"); errs == nil {
+			t.Errorf("%s is a label", w)
 		}
 	}
 }
@@ -191,10 +265,7 @@ func TestKnownZones(t *testing.T) {
 }
 
 func TestMeaning(t *testing.T) {
-	lists, err := Parse("zen.spamhaus.org list.dnswl.org multi.surbl.org+from bl.example")
-	if err != nil {
-		t.Fatal(err)
-	}
+	lists := parse(t, "zen.spamhaus.org list.dnswl.org multi.surbl.org+from bl.example")
 	for i, want := range []struct{ code, text string }{
 		{"127.0.0.10", "PBL, end user line, by the provider"}, {"127.0.5.2", "medium trust"}, {"127.0.0.80", "malware, abuse"}, {"127.0.0.2", ""},
 	} {
@@ -240,7 +311,7 @@ func TestClean(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"zen.spamhaus.org=127.0.0.[2..11]*3 list.dnswl.org=127.0.[0..255].[1..3]*-2", "x@bl.example.net=bit:16+block", "a.example,\nb.example*2",
-		"rhs.example+helo+from", "abcdefghij0123456789klmnop.zen.dq.spamhaus.net", "score.senderscore.com=127.0.4.0/27", "@", "=*+", "x=[", "00\x9b00000..dq.spamhaus.net", "\xff.example",
+		"rhs.example+helo+from", "list.dnswl.org*-2 zen.spamhaus.org", "abcdefghij0123456789klmnop.zen.dq.spamhaus.net", "score.senderscore.com=127.0.4.0/27", "@", "=*+", "x=[", "00\x9b00000..dq.spamhaus.net", "\xff.example",
 	} {
 		f.Add(s)
 	}

@@ -33,6 +33,8 @@ type Hit struct {
 	Label  string
 	Weight int
 	Codes  []netip.Addr
+	Domain string // that is listed, "" if it is the address
+	Alone  bool   // is enough for the verdict, whatever the score
 	Text   string // TXT record, cleaned and without keys; if it was asked for
 	ask    *ask
 }
@@ -67,44 +69,38 @@ func (r *Result) add(h Hit) {
 		return
 	}
 	r.Hits[i].Weight += h.Weight
+	r.Hits[i].Alone = r.Hits[i].Alone || h.Alone
 	r.Hits[i].Codes = append(r.Hits[i].Codes, h.Codes...)
 }
 
 // Verdict waits until the answers that are missing cannot change the verdict,
 // and returns it. A question that is not answered within its time counts
 // nothing, so that is at most Options.Timeout after the last question. Reasons
-// that are asked for take what is left of it. When ctx ends it returns what there
-// is.
+// that are asked for take what is left of that time from the call. When ctx ends
+// it returns what there is.
 func (q *Inquiry) Verdict(ctx context.Context) Result {
 	start := time.Now()
-	ctx, cancel := context.WithTimeout(ctx, q.c.opts.Timeout)
-	defer cancel()
-	for {
-		q.mu.Lock()
-		changed := q.changed
-		res, certain := q.evaluate(ctx.Err() != nil)
-		q.mu.Unlock()
-		if certain {
-			q.explain(ctx, &res)
-			res.Took = time.Since(start)
-			for _, h := range res.Hits {
-				q.c.hits[h.Label].Inc()
-			}
-			return res
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-		}
+	q.wait(ctx, func() bool { _, _, certain := q.bounds(false); return certain })
+	q.mu.Lock()
+	res := q.result(ctx.Err() != nil)
+	q.mu.Unlock()
+	if res.Verdict == Block && !q.c.opts.DryRun {
+		ctx, cancel := context.WithDeadline(ctx, start.Add(q.c.opts.Timeout))
+		q.explain(ctx, &res)
+		cancel()
 	}
+	res.Took = time.Since(start)
+	for _, h := range res.Hits {
+		q.c.hits[h.Label].Inc()
+	}
+	return res
 }
 
 // Now returns the verdict by the answers that are there.
 func (q *Inquiry) Now() Result {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	res, _ := q.evaluate(true)
-	return res
+	return q.result(true)
 }
 
 // sums are the score and how far it may still go.
@@ -123,82 +119,119 @@ func (s *sums) add(weight int, certain bool) {
 	}
 }
 
-// evaluate is the verdict by bounds: Block as soon as the score, with all
+// A tally is what the answers say about one entry.
+type tally struct {
+	hit      *ask // with a code that matches
+	trusted  bool // counts towards Block
+	doubtful bool // a hit of an allow list that is not known to be well
+	pending  bool
+}
+
+func (q *Inquiry) tally(e *entry) (t tally) {
+	for _, a := range q.asks {
+		switch {
+		case !e.applies(a):
+		case !a.done:
+			t.pending = true
+		case !e.hits(a):
+		case e.Weight < 0 && !a.trusted:
+			t.doubtful = true
+		default:
+			if t.hit == nil {
+				t.hit = a
+			}
+			t.trusted = t.trusted || a.trusted
+		}
+	}
+	t.doubtful = t.doubtful && t.hit == nil
+	return t
+}
+
+// bounds is the verdict by bounds: Block as soon as the score, with all
 // negative weights that may still come, reaches BlockAt; Pass as soon as it
 // cannot reach a threshold with all positive ones; Junk as soon as it can be
-// nothing else. It reports whether the verdict is certain. With final, nothing
-// more comes.
-func (q *Inquiry) evaluate(final bool) (Result, bool) {
-	var res Result
+// nothing else. It returns the score so far, and whether the verdict is certain.
+// With final, nothing more comes. It is called with mu held.
+func (q *Inquiry) bounds(final bool) (v Verdict, score int, certain bool) {
 	var junk, block sums // for Block, hits of untested lists do not count
 	var mustJunk, mustBlock, mayJunk, mayBlock bool
 	for _, e := range q.c.entries {
-		hit, pending, trusted := Hit{Label: e.Label, Weight: e.Weight}, false, false
-		doubtful := false // an allow list that is not known to be well
-		for _, a := range q.asks {
-			if !e.applies(a) {
-				continue
-			}
-			if !a.done {
-				pending = true
-				continue
-			}
-			// An allow list counts only while it is well, but until that is
-			// known nobody is blocked whom it might save.
-			codes := e.hit(a)
-			switch {
-			case len(codes) == 0:
-			case e.Weight < 0 && !a.good:
-				doubtful = true
-			default:
-				hit.Codes = append(hit.Codes, codes...)
-				hit.ask = a
-				trusted = trusted || a.trusted
-			}
-		}
-		if doubtful && len(hit.Codes) == 0 {
+		t := q.tally(e)
+		// An allow list counts only while it is well, but until that is
+		// known nobody is blocked whom it might save.
+		if t.doubtful {
 			block.add(e.Weight, true)
-			if !slices.Contains(res.Untested, e.Label) {
-				res.Untested = append(res.Untested, e.Label)
-			}
 		}
 		switch {
-		case len(hit.Codes) > 0:
-			res.add(hit)
+		case t.hit != nil:
 			junk.add(e.Weight, true)
 			mustJunk = mustJunk || e.Junk || e.Block
-			if trusted || e.Weight < 0 {
+			if t.trusted {
 				block.add(e.Weight, true)
 				mustBlock = mustBlock || e.Block
-			} else if !slices.Contains(res.Untested, e.Label) {
-				res.Untested = append(res.Untested, e.Label)
 			}
-		case pending && !final:
+		case t.pending && !final:
 			junk.add(e.Weight, false)
 			block.add(e.Weight, false)
 			mayJunk = mayJunk || e.Junk || e.Block
 			mayBlock = mayBlock || e.Block
 		}
 	}
-	for _, a := range q.asks {
-		if (a.failure != "" || final && !a.done) && !slices.Contains(res.Silent, a.zone.label) {
-			res.Silent = append(res.Silent, a.zone.label)
-		}
-	}
-	res.Score = junk.score
 	reaches := func(score, threshold int) bool { return threshold > 0 && score >= threshold }
-	o := q.c.opts
+	o := &q.c.opts
 	switch {
 	case mustBlock || reaches(block.low, o.BlockAt):
-		res.Verdict = Block
-		return res, true
+		return Block, junk.score, true
 	case mayBlock || reaches(block.high, o.BlockAt):
-		return res, false
+		return Pass, junk.score, false
 	case mustJunk || reaches(junk.low, o.JunkAt):
-		res.Verdict = Junk
-		return res, true
+		return Junk, junk.score, true
 	}
-	return res, !mayJunk && !reaches(junk.high, o.JunkAt)
+	return Pass, junk.score, !mayJunk && !reaches(junk.high, o.JunkAt)
+}
+
+// result is the verdict and what it rests on. It is called with mu held.
+func (q *Inquiry) result(final bool) Result {
+	var res Result
+	res.Verdict, res.Score, _ = q.bounds(final)
+	add := func(list *[]string, label string) {
+		if !slices.Contains(*list, label) {
+			*list = append(*list, label)
+		}
+	}
+	for _, e := range q.c.entries {
+		t := q.tally(e)
+		if t.hit != nil {
+			h := q.hit(e, t.hit)
+			h.Alone = res.Verdict == Block && e.Block && t.trusted || res.Verdict == Junk && (e.Block || e.Junk)
+			res.add(h)
+		}
+		if t.doubtful || t.hit != nil && !t.trusted {
+			add(&res.Untested, e.Label)
+		}
+	}
+	for _, a := range q.asks {
+		if a.failure != "" || final && !a.done {
+			add(&res.Silent, a.zone.label)
+		}
+	}
+	return res
+}
+
+// hit collects the codes of all answers that match.
+func (q *Inquiry) hit(e *entry, first *ask) Hit {
+	h := Hit{Label: e.Label, Weight: e.Weight, Domain: first.domain, ask: first}
+	for _, a := range q.asks {
+		if !e.applies(a) || !a.done {
+			continue
+		}
+		for _, code := range a.codes {
+			if e.Match.Contains(code) {
+				h.Codes = append(h.Codes, code)
+			}
+		}
+	}
+	return h
 }
 
 // explain asks for the reasons that are shown.
@@ -211,7 +244,7 @@ func (q *Inquiry) explain(ctx context.Context, res *Result) {
 	for i := range res.Hits {
 		h := &res.Hits[i]
 		shown := q.c.opts.Reason && res.Verdict == Block && h == heaviest
-		if !shown && !slices.ContainsFunc(q.c.entries, func(e entry) bool { return e.TXT && e.Label == h.Label }) {
+		if !shown && !slices.ContainsFunc(q.c.entries, func(e *entry) bool { return e.TXT && e.Label == h.Label }) {
 			continue
 		}
 		wg.Go(func() {
@@ -256,12 +289,12 @@ func (q *Inquiry) Rows() []Row {
 			}
 			r := row
 			r.Asked, r.Codes, r.Took, r.Failure = a.failure != notAsked, a.codes, a.took, a.failure
-			r.Hit = len(e.hit(a)) > 0
+			r.Hit = e.hits(a)
 			for _, code := range r.Codes {
 				r.Meaning = append(r.Meaning, e.meaning(code))
 			}
 			if !a.done {
-				r.Failure = "no answer in time"
+				r.Failure = tooLate
 			}
 			rows = append(rows, r)
 		}
@@ -274,18 +307,5 @@ func (q *Inquiry) Rows() []Row {
 
 // Wait waits for all answers.
 func (q *Inquiry) Wait(ctx context.Context) {
-	for {
-		q.mu.Lock()
-		changed := q.changed
-		waiting := slices.ContainsFunc(q.asks, func(a *ask) bool { return !a.done })
-		q.mu.Unlock()
-		if !waiting {
-			return
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return
-		}
-	}
+	q.wait(ctx, func() bool { return !slices.ContainsFunc(q.asks, func(a *ask) bool { return !a.done }) })
 }

@@ -312,9 +312,11 @@ type DNS struct {
 
 	mu     sync.Mutex
 	script *DNSScript
-	counts map[DNSQuery]int // only Name and Type set
+	counts map[dnsQuestion]int
 	log    []DNSQuery
 }
+
+type dnsQuestion struct{ name, typ string }
 
 // NewDNS starts a server on a free port of 127.0.0.1. It ends with the test.
 func NewDNS(t testing.TB, script string) *DNS {
@@ -352,7 +354,7 @@ func StartDNS(addr, script string) (*DNS, error) {
 		Addr:   pc.LocalAddr().(*net.UDPAddr).AddrPort(),
 		done:   make(chan struct{}),
 		script: s,
-		counts: make(map[DNSQuery]int),
+		counts: make(map[dnsQuestion]int),
 	}
 	d.udp = &dns.Server{PacketConn: pc, Handler: d}
 	d.tcp = &dns.Server{Listener: l, Handler: d}
@@ -414,7 +416,7 @@ func (d *DNS) Add(script string) error {
 func (d *DNS) Count(name, typ string) int {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.counts[DNSQuery{Name: dnsPlain(name), Type: typ}]
+	return d.counts[dnsQuestion{dnsPlain(name), typ}]
 }
 
 // Total returns the number of all queries.
@@ -458,29 +460,63 @@ func (d *DNS) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 		Time: time.Now(), Name: dnsPlain(q.Name), Type: dns.TypeToString[q.Qtype],
 		ID: req.Id, EDNS: opt != nil, Net: w.LocalAddr().Network(),
 	}
-	entry.Client, _ = netip.ParseAddrPort(w.RemoteAddr().String())
+	switch a := w.RemoteAddr().(type) {
+	case *net.UDPAddr:
+		entry.Client = a.AddrPort()
+	case *net.TCPAddr:
+		entry.Client = a.AddrPort()
+	}
 
 	d.mu.Lock()
 	if len(d.log) < dnsLogSize {
 		d.log = append(d.log, entry)
 	}
-	key := DNSQuery{Name: entry.Name, Type: entry.Type}
+	key := dnsQuestion{entry.Name, entry.Type}
 	d.counts[key]++
 	n := d.counts[key]
 	script := d.script // never changed once it is here
 	d.mu.Unlock()
 
 	verb, delay, noise := script.plan(dns.CanonicalName(q.Name), n)
-	if delay > 0 {
-		t := time.NewTimer(delay)
-		defer t.Stop()
-		select {
-		case <-t.C:
-		case <-d.done:
-			return
+	// What is there when the time has come has only to be sent.
+	packets := dnsReply(req, entry.Net, script, verb, noise)
+	send := func() {
+		for _, b := range packets {
+			w.Write(b)
 		}
 	}
+	if delay <= 0 {
+		send()
+		return
+	}
+	sent := make(chan struct{})
+	t := time.AfterFunc(delay, func() {
+		defer close(sent)
+		select {
+		case <-d.done:
+		default:
+			send()
+		}
+	})
+	// A connection ends with this call; of datagrams thousands may be waiting.
+	if entry.Net == "tcp" {
+		select {
+		case <-sent:
+		case <-d.done:
+			t.Stop()
+		}
+	}
+}
 
+// dnsReply returns the packets that answer req.
+func dnsReply(req *dns.Msg, network string, script *DNSScript, verb string, noise bool) (packets [][]byte) {
+	add := func(m *dns.Msg) {
+		if b, err := m.Pack(); err == nil {
+			packets = append(packets, b)
+		}
+	}
+	q := req.Question[0]
+	opt := req.IsEdns0()
 	m := new(dns.Msg)
 	m.SetReply(req)
 	m.RecursionAvailable = true
@@ -490,19 +526,18 @@ func (d *DNS) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 		m.SetEdns0(1232, false)
 	}
 	if noise {
-		w.Write(dnsGarbage(req.Id))
+		packets = append(packets, dnsGarbage(req.Id))
 		bad := m.Copy()
 		bad.Id++
-		w.WriteMsg(bad)
-		w.WriteMsg(dnsOther(m))
+		add(bad)
+		add(dnsOther(m))
 	}
 	rcode, isRcode := dnsRcodes[verb]
 	switch {
-	case verb == "drop", verb == "tcpdrop" && entry.Net == "tcp":
-		return
+	case verb == "drop", verb == "tcpdrop" && network == "tcp":
+		return packets
 	case verb == "garbage":
-		w.Write(dnsGarbage(req.Id))
-		return
+		return append(packets, dnsGarbage(req.Id))
 	case isRcode:
 		m.Rcode = rcode
 		if rcode == dns.RcodeNameError {
@@ -525,14 +560,15 @@ func (d *DNS) ServeDNS(w dns.ResponseWriter, req *dns.Msg) {
 	case "wrongname":
 		m = dnsOther(m)
 	}
-	if entry.Net == "udp" {
+	if network == "udp" {
 		m.Compress = true
 		if verb == "truncate" || verb == "tcpdrop" || m.Len() > size {
 			m.Truncated = true
 			m.Answer, m.Ns = nil, nil
 		}
 	}
-	w.WriteMsg(m)
+	add(m)
+	return packets
 }
 
 // dnsOther returns an answer to a question that was not asked.

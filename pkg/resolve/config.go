@@ -40,7 +40,6 @@ type fileConfig struct {
 
 // A confStamp tells whether the file was changed.
 type confStamp struct {
-	next    time.Time // of the next look
 	info    os.FileInfo
 	problem bool // has been logged
 }
@@ -111,17 +110,20 @@ func parseConf(text []byte) fileConfig {
 	return c
 }
 
-// checkConf reads Conf when it has changed, at most once a second. What is in
-// force stays when it cannot be read.
-func (r *Resolver) checkConf(now time.Time) {
-	if len(r.opts.Servers) > 0 || !r.confMu.TryLock() {
-		return
+// confDue reports whether it is time to look at Conf, to one caller a second.
+func (r *Resolver) confDue(now time.Time) bool {
+	if len(r.opts.Servers) > 0 {
+		return false
 	}
+	last := r.looked.Load()
+	return now.UnixNano()-last >= int64(confInterval) && r.looked.CompareAndSwap(last, now.UnixNano())
+}
+
+// checkConf reads Conf when it has changed. What is in force stays when it
+// cannot be read.
+func (r *Resolver) checkConf() {
+	r.confMu.Lock()
 	defer r.confMu.Unlock()
-	if now.Before(r.seen.next) {
-		return
-	}
-	r.seen.next = now.Add(confInterval)
 	fi, err := os.Stat(r.opts.Conf)
 	if err == nil && r.seen.info != nil && os.SameFile(fi, r.seen.info) &&
 		fi.ModTime().Equal(r.seen.info.ModTime()) && fi.Size() == r.seen.info.Size() {

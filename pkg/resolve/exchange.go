@@ -18,9 +18,9 @@ const (
 
 // An exchanger carries queries to one server and replies back.
 type exchanger interface {
-	// send sends q over UDP. Until stop is called, one reply at most goes
-	// to the channel, which has room for it, marked with from.
-	send(q *query, edns bool, from int, to chan<- reply) (stop func(), err error)
+	// send sends q over UDP and does not wait. Until stop is called, to is
+	// called with one reply at most, from another goroutine.
+	send(q *query, edns bool, to receiver) (stop func(), err error)
 
 	// stream asks over TCP until ctx ends.
 	stream(ctx context.Context, q *query, edns bool) (*answer, error)
@@ -31,12 +31,9 @@ type exchanger interface {
 	close()
 }
 
-// A reply is what came back: an answer, or an error of decode or the network.
-type reply struct {
-	from int
-	ans  *answer
-	err  error
-}
+// A receiver takes what came back: an answer, or an error of decode or the
+// network.
+type receiver func(*answer, error)
 
 // A server is one of those asked, with its health. A server that is down is
 // asked last, and from time to time beside another one, which costs nobody a
@@ -101,83 +98,135 @@ type try struct {
 	plain bool // is asked without EDNS0
 }
 
-// An exchange is one query on its way to the servers.
+// An exchange is one query on its way to the servers. They are asked in turn;
+// those asked before may still answer while a later one is asked, and the first
+// answer counts. No goroutine waits for it: what happens, a reply or the end of a
+// wait, calls on.
 type exchange struct {
 	r        *Resolver
-	ctx      context.Context
 	q        *query
+	land     func(*answer) // called once, when it has ended
+	deadline time.Time
+
+	mu       sync.Mutex
 	tries    []try
+	attempts int           // left
+	next     int           // the try that is next in this attempt
+	current  int           // the try that is waited for, or nobody
 	patience time.Duration // with one server
-	waiting  int           // replies that may come
-	replies  chan reply
+	timer    *time.Timer
+	due      time.Time // of the timer
+	waiting  int       // replies that may come
 	stops    []func()
 	last     error  // of a server
 	where    string // that server
+	ended    bool
 }
 
-// Results of exchange.next beside the index of a server that has failed.
-const (
-	goOn    = -1
-	expired = -2
-)
+const nobody = -1
 
-// exchange asks the servers in turn. Those asked before may still answer
-// while a later one is asked: the first answer counts.
-func (r *Resolver) exchange(q *query) *answer {
-	ctx, cancel := context.WithTimeout(r.ctx, r.opts.Timeout)
-	defer cancel()
-	conf := r.conf.Load()
-	x := &exchange{r: r, ctx: ctx, q: q, patience: conf.interval, tries: make([]try, 0, len(conf.servers))}
-	// Each server is asked once an attempt, and may be probed, asked again
-	// without EDNS0, and over TCP.
-	x.replies = make(chan reply, len(conf.servers)*(conf.attempts+3))
-	defer x.stop()
-	x.order(conf.servers)
+// begin asks the first server.
+func (x *exchange) begin() {
+	x.on(func() *answer {
+		conf := x.r.conf.Load()
+		x.attempts, x.patience = conf.attempts, conf.interval
+		x.order(conf.servers)
+		return x.ask()
+	})
+}
 
-	timer := time.NewTimer(x.patience)
-	defer timer.Stop()
-	for n := range conf.attempts {
-		for i := range x.tries {
-			if x.tries[i].out || !x.send(i) {
-				continue
+// on calls f, whose result ends the exchange if it is not nil. A panic is a
+// temporary error: it must not end a filter.
+func (x *exchange) on(f func() *answer) {
+	if a := x.locked(f); a != nil {
+		x.land(a)
+	}
+}
+
+func (x *exchange) locked(f func() *answer) (a *answer) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		return nil
+	}
+	defer func() {
+		if p := recover(); p != nil {
+			x.r.panicked(p)
+			a = temporary(x.q.name, "internal error")
+		}
+		if a != nil {
+			x.ended = true
+			if x.timer != nil {
+				x.timer.Stop()
 			}
-			timer.Reset(x.patience)
-			for {
-				ans, event := x.next(timer)
-				if ans != nil {
-					return ans
-				}
-				if event == expired {
-					x.tries[i].failed(time.Now())
-				}
-				if event == expired || event == i {
-					break
-				}
+			for _, stop := range x.stops {
+				stop()
 			}
 		}
-		if x.allOut() {
-			return x.failure()
-		}
-		if x.waiting == 0 && n+1 < conf.attempts { // nobody could be reached: a pause
-			timer.Reset(x.patience)
-			if ans, _ := x.next(timer); ans != nil {
-				return ans
+	}()
+	return f()
+}
+
+// ask asks the next server in turn. When all have been asked, what may still
+// come is waited for.
+func (x *exchange) ask() *answer {
+	for ; x.attempts > 0; x.attempts-- {
+		for x.next < len(x.tries) {
+			x.current = x.next
+			x.next++
+			if !x.tries[x.current].out && x.send(x.current) {
+				x.wait(x.patience)
+				return nil
 			}
+		}
+		x.next, x.current = 0, nobody
+		if x.waiting == 0 && x.attempts > 1 && !x.allOut() { // nobody could be reached: a pause
+			x.attempts--
+			x.wait(x.patience)
+			return nil
 		}
 	}
-	for x.waiting > 0 && !x.allOut() {
-		if ans, _ := x.next(nil); ans != nil {
-			return ans
-		}
+	x.current = nobody
+	if x.waiting == 0 || x.allOut() {
+		return x.failure()
 	}
-	return x.failure()
+	x.wait(x.r.opts.Timeout)
+	return nil
+}
+
+// wait sets the timer.
+func (x *exchange) wait(d time.Duration) {
+	now := time.Now()
+	d = min(d, x.deadline.Sub(now))
+	x.due = now.Add(d)
+	if x.timer == nil {
+		x.timer = time.AfterFunc(d, x.expired)
+	} else {
+		x.timer.Reset(d)
+	}
+}
+
+func (x *exchange) expired() {
+	x.on(func() *answer {
+		now := time.Now()
+		switch {
+		case now.Before(x.due): // it was set again meanwhile
+			return nil
+		case !now.Before(x.deadline):
+			return timeout(x.q.name)
+		case x.current >= 0:
+			x.tries[x.current].failed(now)
+		}
+		return x.ask()
+	})
 }
 
 // order puts the servers that are down last, and asks one that is due.
 func (x *exchange) order(servers []*server) {
 	now := time.Now()
+	x.tries = make([]try, 0, len(servers))
 	var down []try
-	probe := -1
+	probe := nobody
 	for _, s := range servers {
 		isDown, due := false, false
 		if len(servers) > 1 {
@@ -196,12 +245,6 @@ func (x *exchange) order(servers []*server) {
 	x.tries = append(x.tries, down...)
 	if up > 0 && probe >= 0 {
 		x.send(up + probe)
-	}
-}
-
-func (x *exchange) stop() {
-	for _, stop := range x.stops {
-		stop()
 	}
 }
 
@@ -231,7 +274,7 @@ func (x *exchange) note(i int, err error) {
 
 func (x *exchange) send(i int) bool {
 	t := &x.tries[i]
-	stop, err := t.ex.send(x.q, !t.plain, i, x.replies)
+	stop, err := t.ex.send(x.q, !t.plain, func(ans *answer, err error) { x.reply(i, ans, err) })
 	if err != nil {
 		t.failed(time.Now())
 		x.note(i, err)
@@ -242,60 +285,56 @@ func (x *exchange) send(i int) bool {
 	return true
 }
 
-// next waits for one thing to happen. It returns an answer that ends the
-// exchange, or the index of a server that has failed, or goOn or expired.
-func (x *exchange) next(timer *time.Timer) (*answer, int) {
-	var expiry <-chan time.Time
-	if timer != nil {
-		expiry = timer.C
-	}
-	select {
-	case re := <-x.replies:
+// reply takes what came back from server i.
+func (x *exchange) reply(i int, ans *answer, err error) {
+	x.on(func() *answer {
 		x.waiting--
-		ans, event := x.reply(re)
-		if event == goOn && timer != nil {
-			timer.Reset(x.patience)
+		switch {
+		case err == nil:
+			x.tries[i].alive()
+			return ans
+		case !time.Now().Before(x.deadline):
+			return timeout(x.q.name)
+		case x.goOn(i, err):
+			if x.current >= 0 {
+				x.wait(x.patience)
+			}
+			return nil
 		}
-		return ans, event
-	case <-expiry:
-		return nil, expired
-	case <-x.ctx.Done():
-		if x.r.ctx.Err() != nil {
-			return temporary(x.q.name, "resolver closed"), goOn
+		x.note(i, err)
+		switch {
+		case i == x.current:
+			return x.ask()
+		case x.current < 0 && (x.waiting == 0 || x.allOut()):
+			return x.failure()
 		}
-		return timeout(x.q.name), goOn
-	}
+		return nil
+	})
 }
 
-func (x *exchange) reply(re reply) (*answer, int) {
-	t := &x.tries[re.from]
+// goOn reports whether another reply of server i may follow an error.
+func (x *exchange) goOn(i int, err error) bool {
+	t := &x.tries[i]
 	var code rcodeError
 	switch {
-	case re.err == nil:
-		t.alive()
-		return re.ans, goOn
-	case errors.Is(re.err, errTruncated):
+	case errors.Is(err, errTruncated):
 		t.alive()
 		if !t.tcp {
 			t.tcp = true
-			x.stream(re.from)
+			x.stream(i)
 		}
-		return nil, goOn
-	case errors.Is(re.err, errFormat) && !t.plain: // RFC 6891 section 7
+		return true
+	case errors.Is(err, errFormat) && !t.plain: // RFC 6891 section 7
 		t.alive()
 		t.plain = true
-		if x.send(re.from) {
-			return nil, goOn
-		}
-		return nil, re.from
-	case errors.As(re.err, &code):
+		return x.send(i)
+	case errors.As(err, &code):
 		t.alive()
 		t.out = true
 	default:
 		t.failed(time.Now())
 	}
-	x.note(re.from, re.err)
-	return nil, re.from
+	return false
 }
 
 // stream asks server i over TCP; the reply comes as the others do.
@@ -303,15 +342,18 @@ func (x *exchange) stream(i int) {
 	t := x.tries[i]
 	x.r.count.tcp.Inc()
 	x.waiting++
+	ctx, cancel := context.WithDeadline(x.r.ctx, x.deadline)
+	x.stops = append(x.stops, cancel)
 	x.r.wg.Go(func() {
-		re := reply{from: i}
+		var ans *answer
+		var err error
 		select {
 		case x.r.tcp <- struct{}{}:
-			re.ans, re.err = t.ex.stream(x.ctx, x.q, !t.plain)
+			ans, err = t.ex.stream(ctx, x.q, !t.plain)
 			<-x.r.tcp
-		case <-x.ctx.Done():
-			re.err = x.ctx.Err()
+		case <-ctx.Done():
+			err = ctx.Err()
 		}
-		x.replies <- re
+		x.reply(i, ans, err)
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -33,7 +34,7 @@ type fake struct {
 	plain int // of these without EDNS0
 }
 
-func (f *fake) send(q *query, edns bool, from int, to chan<- reply) (func(), error) {
+func (f *fake) send(q *query, edns bool, to receiver) (func(), error) {
 	f.mu.Lock()
 	f.n++
 	if !edns {
@@ -45,7 +46,7 @@ func (f *fake) send(q *query, edns bool, from int, to chan<- reply) (func(), err
 	if after < 0 {
 		return func() {}, nil
 	}
-	t := time.AfterFunc(after, func() { to <- reply{from, ans, err} })
+	t := time.AfterFunc(after, func() { to(ans, err) })
 	return func() { t.Stop() }, nil
 }
 
@@ -732,4 +733,98 @@ func TestCacheBounds(t *testing.T) {
 	if c.bytes != 0 || c.lru.Len() != 0 {
 		t.Errorf("%d bytes in %d answers after purge", c.bytes, c.lru.Len())
 	}
+}
+
+// StartA calls back once, whatever happens, and says whose query it was.
+func TestStartA(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fake{}
+		f.answer = func(k key, n int) (time.Duration, *answer, error) {
+			switch {
+			case strings.HasPrefix(k.name, "ok"):
+				return says(100*ms, one)(k, n)
+			case strings.HasPrefix(k.name, "bad"):
+				return 100 * ms, nil, rcodeError("server answers SERVFAIL")
+			}
+			return never, nil, nil
+		}
+		r := withFakes(t, Options{MaxInFlight: 3}, f)
+		start := time.Now()
+		var mu sync.Mutex
+		var got []string
+		ask := func(name string) {
+			r.StartA(name, func(addrs []netip.Addr, fresh bool, err error) {
+				mu.Lock()
+				defer mu.Unlock()
+				var de *net.DNSError
+				errors.As(err, &de)
+				got = append(got, fmt.Sprint(name, " ", addrs, " ", fresh, " ", kind(err), " ", time.Since(start)))
+			})
+		}
+		want := func(lines ...string) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			slices.Sort(got)
+			slices.Sort(lines)
+			if fmt.Sprint(got) != fmt.Sprint(lines) {
+				t.Errorf("%q\nwant\n%q", got, lines)
+			}
+			got = nil
+		}
+		for _, name := range []string{"ok.example", "bad.example", "silent.example", "ok.example", "OK.example.", "more.example", "bad..example"} {
+			ask(name)
+		}
+		want("more.example [] false temporary 0s", "bad..example [] false notfound 0s")
+		time.Sleep(100 * ms)
+		want("ok.example [192.0.2.1] true none 100ms", "ok.example [192.0.2.1] false none 100ms", "OK.example. [192.0.2.1] false none 100ms", "bad.example [] true temporary 100ms")
+		ask("ok.example")
+		ask("bad.example")
+		want("ok.example [192.0.2.1] false none 100ms", "bad.example [] false temporary 100ms")
+		time.Sleep(1900 * ms)
+		want("silent.example [] true timeout 2s")
+		ask("last.example")
+		r.Close()
+		ask("after.example")
+		want("last.example [] true temporary 2s", "after.example [] false temporary 2s")
+		if got := len(r.flights); got != 0 {
+			t.Errorf("%d queries in flight", got)
+		}
+	})
+}
+
+// A panic of who is called back hurts nobody else.
+func TestStartAPanics(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := withFakes(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, &fake{answer: says(ms, one)})
+		r.StartA("example.org", func([]netip.Addr, bool, error) { panic("oops") })
+		if as, took, err := timed(t, r, "example.org"); err != nil || as[0] != one || took != ms {
+			t.Errorf("%v, %v after %v", as, err, took)
+		}
+		if !strings.Contains(log.String(), "oops") {
+			t.Error("not logged")
+		}
+	})
+}
+
+// What is called back may ask again.
+func TestStartAAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := withFakes(t, Options{}, &fake{answer: says(ms, one)})
+		n := 0
+		var next func([]netip.Addr, bool, error)
+		next = func([]netip.Addr, bool, error) {
+			if n++; n < 10 {
+				r.StartA(fmt.Sprint(n, ".example.org"), next)
+			}
+		}
+		next(nil, false, nil)
+		time.Sleep(time.Second)
+		synctest.Wait()
+		if n != 10 {
+			t.Errorf("%d answers", n)
+		}
+	})
 }

@@ -43,15 +43,20 @@ func newQuery(k key) (*query, error) {
 	if _, ok := dns.IsDomainName(name); !ok || k.name == "" {
 		return nil, errors.New("not a domain name")
 	}
-	m := new(dns.Msg)
-	m.SetQuestion(name, k.typ)
-	m.Id = 0
-	m.SetEdns0(ednsSize, false)
-	wire, err := m.Pack()
+	b := make([]byte, headerSize, headerSize+len(name)+1+4+optSize)
+	b[2] = 1           // recursion desired
+	b[5], b[11] = 1, 1 // a question, and an additional record
+	end, err := dns.PackDomainName(name, b[:cap(b)], headerSize, nil, false)
 	if err != nil {
 		return nil, err
 	}
-	q := &query{k, wire}
+	b = binary.BigEndian.AppendUint16(b[:end], k.typ)
+	b = binary.BigEndian.AppendUint16(b, dns.ClassINET)
+	b = append(b, 0) // OPT: the root as name
+	b = binary.BigEndian.AppendUint16(b, dns.TypeOPT)
+	b = binary.BigEndian.AppendUint16(b, ednsSize)
+	b = append(b, 0, 0, 0, 0, 0, 0) // extended code, version, flags, length
+	q := &query{k, b}
 	if len(q.question()) > maxName+4 { // the library lets one byte more pass
 		return nil, errors.New("name too long")
 	}

@@ -1,6 +1,7 @@
 package resolve
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	"opensmtpd-filters/pkg/metrics"
@@ -27,7 +29,6 @@ const (
 // while is closed: a filter without work has none.
 type pool struct {
 	addr    netip.AddrPort
-	timeout time.Duration // of a write
 	ignored *metrics.Counter
 	trouble func(error) // told of the errors of sockets
 	readers sync.WaitGroup
@@ -42,15 +43,16 @@ type pool struct {
 // guarded by pool.mu.
 type socket struct {
 	conn    *net.UDPConn
-	used    int // queries so far
+	raw     syscall.RawConn
+	err     error // why it was closed
+	used    int   // queries so far
 	pending map[uint16]*pending
 }
 
 // A pending query waits for its reply.
 type pending struct {
-	q    *query
-	from int
-	to   chan<- reply
+	q  *query
+	to receiver
 }
 
 func (p *pool) share(sockets int) {
@@ -59,27 +61,45 @@ func (p *pool) share(sockets int) {
 	p.mu.Unlock()
 }
 
-func (p *pool) send(q *query, edns bool, from int, to chan<- reply) (func(), error) {
-	s, id, w, err := p.register(q, from, to)
+func (p *pool) send(q *query, edns bool, to receiver) (func(), error) {
+	s, id, w, err := p.register(q, to)
 	if err != nil {
 		p.trouble(err)
 	}
 	if s == nil {
 		return nil, err
 	}
-	s.conn.SetWriteDeadline(time.Now().Add(p.timeout))
-	if _, err := s.conn.Write(q.packet(id, edns)); err != nil {
+	if err := s.write(q.packet(id, edns)); err != nil {
 		p.trouble(err)
-		p.forget(s, id, w)
-		p.fail(s, err) // the error may be about an earlier packet
-		return nil, err
+		waits := p.forget(s, id, w)
+		p.mu.Lock()
+		p.drop(s, err) // the error may be about an earlier packet
+		p.mu.Unlock()
+		if waits {
+			return nil, err
+		}
+		// The reader was faster and tells it.
 	}
 	return func() { p.forget(s, id, w) }, nil
 }
 
+// write sends a packet at once or not at all: that there is no room for it now
+// is no error, packets get lost.
+func (s *socket) write(b []byte) error {
+	var err error
+	closed := s.raw.Write(func(fd uintptr) bool {
+		_, err = syscall.Write(int(fd), b)
+		return true
+	})
+	if err == syscall.EAGAIN || err == syscall.ENOBUFS {
+		err = nil
+	}
+	return cmp.Or(closed, err)
+}
+
 // register gives the query a socket and an id. There may be an error beside
 // a socket.
-func (p *pool) register(q *query, from int, to chan<- reply) (*socket, uint16, *pending, error) {
+func (p *pool) register(q *query, to receiver) (*socket, uint16, *pending, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, err := p.pick()
@@ -91,7 +111,7 @@ func (p *pool) register(q *query, from int, to chan<- reply) (*socket, uint16, *
 	for s.pending[id] != nil { // pick leaves half of them free
 		id = uint16(rand.Uint32())
 	}
-	w := &pending{q, from, to}
+	w := &pending{q, to}
 	s.pending[id] = w
 	s.used++
 	return s, id, w, err
@@ -109,11 +129,8 @@ func (p *pool) pick() (*socket, error) {
 	}
 	var err error
 	if n < p.max {
-		var conn *net.UDPConn
-		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(p.addr))
-		if err == nil {
-			conn.SetReadBuffer(1 << 20) // bursts; the system gives what it allows
-			s := &socket{conn: conn, pending: make(map[uint16]*pending)}
+		var s *socket
+		if s, err = dial(p.addr); err == nil {
 			p.open = append(p.open, s)
 			p.readers.Go(func() { p.read(s) })
 			return s, nil
@@ -129,26 +146,41 @@ func (p *pool) pick() (*socket, error) {
 	return nil, err
 }
 
-// forget ends the wait for a reply.
-func (p *pool) forget(s *socket, id uint16, w *pending) {
+func dial(addr netip.AddrPort) (*socket, error) {
+	conn, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(addr))
+	if err != nil {
+		return nil, err
+	}
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	conn.SetReadBuffer(1 << 20) // bursts; the system gives what it allows
+	return &socket{conn: conn, raw: raw, pending: make(map[uint16]*pending)}, nil
+}
+
+// forget ends the wait for a reply, and reports whether there was one.
+func (p *pool) forget(s *socket, id uint16, w *pending) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if s.pending[id] == w {
-		p.remove(s, id)
+	if s.pending[id] != w {
+		return false
 	}
-}
-
-func (p *pool) remove(s *socket, id uint16) {
 	delete(s.pending, id)
 	if len(s.pending) == 0 && s.used >= maxQueries {
-		p.drop(s)
+		p.drop(s, net.ErrClosed)
 	}
+	return true
 }
 
-// drop closes a socket; its reader ends.
-func (p *pool) drop(s *socket) {
+// drop closes a socket; its reader ends, and tells those who wait.
+func (p *pool) drop(s *socket, err error) {
 	if i := slices.Index(p.open, s); i >= 0 {
 		p.open = slices.Delete(p.open, i, i+1)
+	}
+	if s.err == nil {
+		s.err = err
 	}
 	s.conn.Close()
 }
@@ -165,7 +197,7 @@ func (p *pool) read(s *socket) {
 			idle := s.used == used && len(s.pending) == 0
 			used = s.used
 			if idle {
-				p.drop(s)
+				p.drop(s, net.ErrClosed)
 			}
 			p.mu.Unlock()
 			if idle {
@@ -202,11 +234,8 @@ func (p *pool) deliver(s *socket, b []byte) bool {
 	if err == errForeign {
 		return false
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if s.pending[id] == w {
-		p.remove(s, id)
-		w.to <- reply{w.from, ans, err}
+	if p.forget(s, id, w) {
+		w.to(ans, err)
 	}
 	return true
 }
@@ -214,11 +243,13 @@ func (p *pool) deliver(s *socket, b []byte) bool {
 // fail drops a socket and tells those who wait on it.
 func (p *pool) fail(s *socket, err error) {
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.drop(s)
-	for id, w := range s.pending {
-		delete(s.pending, id)
-		w.to <- reply{from: w.from, err: err}
+	p.drop(s, err)
+	err = s.err
+	waiting := s.pending
+	s.pending = nil
+	p.mu.Unlock()
+	for _, w := range waiting {
+		w.to(nil, err)
 	}
 }
 
@@ -226,7 +257,7 @@ func (p *pool) close() {
 	p.mu.Lock()
 	p.closed = true
 	for len(p.open) > 0 {
-		p.drop(p.open[0])
+		p.drop(p.open[0], net.ErrClosed)
 	}
 	p.mu.Unlock()
 	p.readers.Wait()

@@ -17,23 +17,23 @@ func TestClosedPortFailsAll(t *testing.T) {
 	}
 	addr := l.LocalAddr().(*net.UDPAddr).AddrPort()
 	l.Close()
-	p := &pool{addr: addr, timeout: time.Minute, trouble: func(error) {}}
+	p := &pool{addr: addr, trouble: func(error) {}}
 	p.share(4)
 	defer p.close()
 	q := mustQuery(t, "example.org", dns.TypeA)
 	for range 200 {
 		const n = 5
-		replies := make(chan reply, n)
+		replies := make(chan error, n)
 		sent := 0
-		for i := range n {
-			if _, err := p.send(q, true, i, replies); err == nil {
+		for range n {
+			if _, err := p.send(q, true, func(_ *answer, err error) { replies <- err }); err == nil {
 				sent++
 			}
 		}
 		for range sent {
 			select {
-			case re := <-replies:
-				if re.err == nil {
+			case err := <-replies:
+				if err == nil {
 					t.Fatal("an answer from a closed port")
 				}
 			case <-time.After(20 * time.Second):
@@ -50,7 +50,7 @@ func TestSocketsAreReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	p := &pool{addr: l.LocalAddr().(*net.UDPAddr).AddrPort(), timeout: time.Minute, trouble: func(error) {}}
+	p := &pool{addr: l.LocalAddr().(*net.UDPAddr).AddrPort(), trouble: func(error) {}}
 	p.share(3)
 	q := mustQuery(t, "example.org", dns.TypeA)
 	open := func() int {
@@ -58,12 +58,12 @@ func TestSocketsAreReplaced(t *testing.T) {
 		defer p.mu.Unlock()
 		return len(p.open)
 	}
-	replies := make(chan reply, 10*maxQueries)
+	ignore := func(*answer, error) {}
 	var stops []func()
 	send := func(n int) {
 		t.Helper()
 		for range n {
-			stop, err := p.send(q, true, 0, replies)
+			stop, err := p.send(q, true, ignore)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -87,7 +87,7 @@ func TestSocketsAreReplaced(t *testing.T) {
 		t.Errorf("%d sockets for one query", n)
 	}
 	p.close()
-	if _, err := p.send(q, true, 0, replies); err == nil {
+	if _, err := p.send(q, true, ignore); err == nil {
 		t.Error("sent after close")
 	}
 }

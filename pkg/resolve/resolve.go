@@ -22,6 +22,7 @@ package resolve
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime/debug"
@@ -88,8 +89,9 @@ type Resolver struct {
 	dial  func(netip.AddrPort) exchanger // replaced by tests
 
 	conf   atomic.Pointer[config]
-	confMu sync.Mutex // held while the file is looked at
-	seen   confStamp  // guarded by confMu
+	confMu sync.Mutex   // held while the file is looked at
+	seen   confStamp    // guarded by confMu
+	looked atomic.Int64 // when the file was, in nanoseconds
 	tcp    chan struct{}
 
 	ctx    context.Context // ends with Close
@@ -107,11 +109,15 @@ type key struct {
 	typ  uint16
 }
 
-// A flight is a query at work; done is closed when ans is set.
+// A flight is a query at work, and those who wait for the answer; the first of
+// them has sent it.
 type flight struct {
-	done chan struct{}
-	ans  *answer
+	exchange
+	waiters []waiter
 }
+
+// A waiter is called with an answer, and whether the query was sent for it.
+type waiter func(a *answer, fresh bool)
 
 // An answer is what is known about a key. It is shared and never changed.
 type answer struct {
@@ -151,7 +157,7 @@ func newResolver(o Options) *Resolver {
 		flights: make(map[key]*flight),
 	}
 	r.dial = func(addr netip.AddrPort) exchanger {
-		return &pool{addr: addr, timeout: o.Timeout, ignored: r.count.ignored, trouble: r.socketTrouble}
+		return &pool{addr: addr, ignored: r.count.ignored, trouble: r.socketTrouble}
 	}
 	r.ctx, r.cancel = context.WithCancel(context.Background())
 	return r
@@ -175,7 +181,8 @@ func (r *Resolver) start() {
 		})
 		return
 	}
-	r.checkConf(time.Now())
+	r.confDue(time.Now())
+	r.checkConf()
 }
 
 // Close ends all lookups with a temporary error and closes the sockets. It
@@ -183,7 +190,11 @@ func (r *Resolver) start() {
 func (r *Resolver) Close() {
 	r.mu.Lock()
 	r.closed = true
+	flights := slices.Collect(maps.Values(r.flights))
 	r.mu.Unlock()
+	for _, f := range flights {
+		f.on(func() *answer { return temporary(f.q.name, "resolver closed") })
+	}
 	r.cancel()
 	r.wg.Wait()
 	for _, s := range r.conf.Load().servers {
@@ -206,6 +217,17 @@ func (r *Resolver) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	return slices.Clone(a.addrs), a.error()
 }
 
+// StartA is A for those who cannot wait. It calls then once, before it returns or
+// from another goroutine, within Options.Timeout. Fresh tells that the answer is
+// to a query that was sent for this call, and not for another one or long ago.
+// Then must not wait: the replies to others are behind it.
+func (r *Resolver) StartA(name string, then func(addrs []netip.Addr, fresh bool, err error)) {
+	w := func(a *answer, fresh bool) { then(slices.Clone(a.addrs), fresh, a.error()) }
+	if a := r.begin(context.Background(), name, dns.TypeA, w); a != nil {
+		w(a, false)
+	}
+}
+
 // FreshA is A that does not take an answer from the cache. A query that is under
 // way is shared all the same, and the answer fills the cache.
 func (r *Resolver) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
@@ -225,14 +247,9 @@ func (r *Resolver) AAAA(ctx context.Context, name string) ([]netip.Addr, error) 
 // Addrs returns the IPv4 and then the IPv6 addresses of a name. When only one
 // of the two could be had, it returns that and the other's temporary error.
 func (r *Resolver) Addrs(ctx context.Context, name string) ([]netip.Addr, error) {
-	f4, a4 := r.begin(ctx, name, dns.TypeA)
-	f6, a6 := r.begin(ctx, name, dns.TypeAAAA)
-	if f4 != nil {
-		a4 = f4.wait(ctx, name)
-	}
-	if f6 != nil {
-		a6 = f6.wait(ctx, name)
-	}
+	wait4 := r.query(ctx, name, dns.TypeA)
+	wait6 := r.query(ctx, name, dns.TypeAAAA)
+	a4, a6 := wait4(), wait6()
 	addrs := slices.Concat(a4.addrs, a6.addrs)
 	for _, a := range []*answer{a4, a6} {
 		if a.err != nil && !a.err.IsNotFound {
@@ -272,87 +289,124 @@ func (r *Resolver) TXT(ctx context.Context, name string) ([]string, error) {
 }
 
 func (r *Resolver) lookup(ctx context.Context, name string, typ uint16) *answer {
-	f, a := r.begin(ctx, name, typ)
-	if f != nil {
-		a = f.wait(ctx, name)
+	return r.query(ctx, name, typ)()
+}
+
+// query begins a lookup and returns a function that waits for the answer.
+func (r *Resolver) query(ctx context.Context, name string, typ uint16) func() *answer {
+	c := make(chan *answer, 1)
+	if a := r.begin(ctx, name, typ, func(a *answer, _ bool) { c <- a }); a != nil {
+		return func() *answer { return a }
+	}
+	return func() *answer {
+		select {
+		case a := <-c:
+			return a
+		default:
+		}
+		select {
+		case a := <-c:
+			return a
+		case <-ctx.Done():
+			return ended(name, ctx.Err())
+		}
+	}
+}
+
+// begin returns the answer if it is known, else w is called with it.
+func (r *Resolver) begin(ctx context.Context, name string, typ uint16, w waiter) *answer {
+	k := key{canonical(name), typ}
+	now := time.Now()
+	if a := r.cache.get(k, now); a != nil {
+		r.count.hits.Inc()
+		return a
+	}
+	if err := ctx.Err(); err != nil {
+		return ended(name, err)
+	}
+	q, err := newQuery(k)
+	if err != nil {
+		return notFound(name)
+	}
+	f, a := r.board(q, now, w)
+	switch {
+	case f == nil:
+	case r.confDue(now): // a file takes its time, which a caller may not have
+		r.wg.Go(func() {
+			r.checkConf()
+			f.begin()
+		})
+	default:
+		f.begin()
 	}
 	return a
 }
 
-// begin returns the answer, or the flight that will bring it.
-func (r *Resolver) begin(ctx context.Context, name string, typ uint16) (*flight, *answer) {
-	k := key{canonical(name), typ}
-	if a := r.cache.get(k, time.Now()); a != nil {
-		r.count.hits.Inc()
-		return nil, a
-	}
-	if err := ctx.Err(); err != nil {
-		return nil, ended(name, err)
-	}
-	q, err := newQuery(k)
-	if err != nil {
-		return nil, notFound(name)
-	}
-
+// board makes w wait. It returns a flight if that is to begin, or the answer if
+// nobody has to wait.
+func (r *Resolver) board(q *query, now time.Time, w waiter) (*flight, *answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if f := r.flights[k]; f != nil {
+	if f := r.flights[q.key]; f != nil {
 		r.count.shared.Inc()
-		return f, nil
+		f.waiters = append(f.waiters, w)
+		return nil, nil
 	}
 	// A flight fills the cache before it is taken off the map.
-	if a := r.cache.get(k, time.Now()); a != nil {
+	if a := r.cache.get(q.key, now); a != nil {
 		r.count.hits.Inc()
 		return nil, a
 	}
 	if r.closed {
-		return nil, temporary(name, "resolver closed")
+		return nil, temporary(q.name, "resolver closed")
 	}
 	if len(r.flights) >= r.opts.MaxInFlight {
 		r.count.overload.Inc()
 		r.log.warn("too many queries in flight", slog.Int("limit", r.opts.MaxInFlight))
-		return nil, temporary(name, "too many queries in flight")
+		return nil, temporary(q.name, "too many queries in flight")
 	}
-	f := &flight{done: make(chan struct{})}
-	r.flights[k] = f
-	r.wg.Go(func() { r.fly(f, q) })
+	f := &flight{waiters: []waiter{w}}
+	f.exchange = exchange{r: r, q: q, deadline: now.Add(r.opts.Timeout), land: func(a *answer) { r.land(f, now, a) }}
+	r.flights[q.key] = f
+	r.count.queries[q.typ].Inc()
 	return f, nil
 }
 
-// fly asks the servers and hands the answer to the cache and those who wait.
-func (r *Resolver) fly(f *flight, q *query) {
-	start := time.Now()
-	r.count.queries[q.typ].Inc()
-	f.ans = r.ask(q, start)
+// land hands the answer to the cache and those who wait.
+func (r *Resolver) land(f *flight, start time.Time, a *answer) {
 	now := time.Now()
 	r.count.seconds.Update(now.Sub(start).Seconds())
-	if err := f.ans.err; err != nil && !err.IsNotFound {
-		if err.IsTimeout {
+	if a.err != nil && !a.err.IsNotFound {
+		if a.err.IsTimeout {
 			r.count.timeouts.Inc()
 		} else {
 			r.count.failures.Inc()
 		}
 	}
-	if ttl := r.bound(f.ans); ttl > 0 && r.ctx.Err() == nil {
-		f.ans.expires = now.Add(ttl)
-		r.cache.put(q.key, f.ans)
+	if ttl := r.bound(a); ttl > 0 {
+		a.expires = now.Add(ttl)
+		r.cache.put(f.q.key, a)
 	}
 	r.mu.Lock()
-	delete(r.flights, q.key)
+	delete(r.flights, f.q.key)
 	r.mu.Unlock()
-	close(f.done)
+	for i, w := range f.waiters { // nobody can board any more
+		r.tell(w, a, i == 0)
+	}
 }
 
-// ask is exchange, a panic being a temporary error: it must not end a filter.
-func (r *Resolver) ask(q *query, start time.Time) (a *answer) {
+func (r *Resolver) tell(w waiter, a *answer, fresh bool) {
 	defer func() {
 		if p := recover(); p != nil {
-			r.log.warn("panic in a lookup", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
-			a = temporary(q.name, "internal error")
+			r.panicked(p)
 		}
 	}()
-	r.checkConf(start)
-	return r.exchange(q)
+	w(a, fresh)
+}
+
+// panicked logs a panic: it must not end a filter.
+func (r *Resolver) panicked(p any) {
+	r.log.warn("panic in a lookup", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 }
 
 // bound returns how long an answer is kept.
@@ -365,20 +419,6 @@ func (r *Resolver) bound(a *answer) time.Duration {
 		return min(max(a.ttl, o.MinTTL), o.MaxTTL, o.NegativeTTL)
 	}
 	return o.ErrorTTL
-}
-
-func (f *flight) wait(ctx context.Context, name string) *answer {
-	select {
-	case <-f.done:
-		return f.ans
-	default:
-	}
-	select {
-	case <-f.done:
-		return f.ans
-	case <-ctx.Done():
-		return ended(name, ctx.Err())
-	}
 }
 
 // error returns err as an error that is nil when err is.

@@ -76,7 +76,7 @@ func (g *Greylist) retry(p *plan, now int64, recs []Record, of []int) (Decision,
 // endless accepts by sender and recipient alone what comes again and again from
 // other networks.
 func (g *Greylist) endless(p *plan, now int64, recs []Record) (Decision, bool) {
-	if p.pair < 0 {
+	if p.pair < 0 || g.policy.PairTries < 0 {
 		return Decision{}, false
 	}
 	r := &recs[p.pair]
@@ -100,18 +100,21 @@ func (g *Greylist) greylist(p *plan, now int64, recs []Record) Decision {
 	fresh, any := g.vacant(p, now, recs)
 	quota := &recs[p.quota]
 	crowded := any && g.waits(KindQuota, *quota, now) && quota.Tries >= g.policy.MaxPerNet
-	if crowded && fresh {
-		// The network as a whole stands for what is not written any more.
+	// The network as a whole stands for what is not written in a crowd, also
+	// for who comes again when that has gone.
+	if n := recs[p.network]; fresh && (crowded || n.State != Absent && now-n.First <= g.life(KindNetwork)) {
 		if g.passes(recs[p.network], now) {
 			recs[p.network].Last = now
 			d := p.accept(Known, p.network)
-			d.Crowded = true
+			d.Crowded = crowded
 			return d
 		}
-		of = []int{p.network}
-		if d, ok := g.retry(p, now, recs, of); ok {
-			d.Crowded = true
+		if d, ok := g.retry(p, now, recs, []int{p.network}); ok {
+			d.Crowded = crowded
 			return d
+		}
+		if crowded {
+			of = []int{p.network}
 		}
 	}
 	d := Decision{}
@@ -138,7 +141,7 @@ func (g *Greylist) greylist(p *plan, now int64, recs []Record) Decision {
 		}
 	}
 	d.Crowded = crowded
-	if p.pair >= 0 {
+	if p.pair >= 0 && g.policy.PairTries > 0 {
 		r := &recs[p.pair]
 		switch {
 		case g.waits(KindPair, *r, now):
@@ -186,7 +189,7 @@ func (g *Greylist) vacant(p *plan, now int64, recs []Record) (fresh, any bool) {
 			any = true
 		}
 	}
-	return fresh, any || p.pair >= 0 && !g.waits(KindPair, recs[p.pair], now)
+	return fresh, any || p.pair >= 0 && g.policy.PairTries > 0 && !g.waits(KindPair, recs[p.pair], now)
 }
 
 // passes reports whether a record lets through.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -186,12 +187,14 @@ func (im *importer) line(s string) (e Entry, ok bool, err error) {
 		im.dump, im.hasKey = false, false
 		return
 	case im.dump:
-		s, err = unprint(strings.TrimPrefix(s, " "))
-		if err != nil || !im.hasKey {
-			im.dumpKey, im.hasKey = s, true
+		im.hasKey = !im.hasKey
+		if s, err = unprint(strings.TrimPrefix(s, " ")); im.hasKey {
+			im.dumpKey = s
 			return
 		}
-		im.hasKey = false
+		if err != nil || im.dumpKey == "" {
+			return // a bad key was an error already
+		}
 		return im.postgrey(im.dumpKey, s)
 	case s == "HEADER=END":
 		im.dump = true
@@ -326,10 +329,12 @@ func unbracket(s string) string {
 	return strings.TrimSuffix(strings.TrimPrefix(strings.TrimSpace(s), "<"), ">")
 }
 
-// postgrey reads a record of its databases: "net/sender/rcpt" with "first,last",
-// and "address" with "count,last".
+// postgrey reads a record of its databases: "net/sender/rcpt" with "first,last"
+// and mostly ",host", and "address" with "count,last". After the net there may
+// be its length.
 func (im *importer) postgrey(key, value string) (e Entry, ok bool, err error) {
 	a, b, _ := strings.Cut(value, ",")
+	b, _, _ = strings.Cut(b, ",")
 	n, err1 := strconv.ParseInt(a, 10, 64)
 	last, err2 := strconv.ParseInt(b, 10, 64)
 	if err1 != nil || err2 != nil || n < 0 || last < 0 || n > 1<<40 || last > 1<<40 {
@@ -347,6 +352,9 @@ func (im *importer) postgrey(key, value string) (e Entry, ok bool, err error) {
 		e.Record.State, e.Record.Tries = Pass, int(min(n, 1<<30))
 		e.Record.First, e.Record.Last = im.past(last*1000), im.past(last*1000)
 		return e, n >= 5, nil // its default of --auto-whitelist-clients
+	}
+	if bits, after, ok := strings.Cut(rest, "/"); ok && bits != "" && strings.Trim(bits, "0123456789") == "" && strings.Contains(after, "/") {
+		rest = after
 	}
 	i := strings.LastIndexByte(rest, '/')
 	if i < 0 || i+1 == len(rest) {
@@ -453,29 +461,70 @@ func (g *Greylist) Allow(ctx context.Context, t time.Time, text string) error {
 	})
 }
 
-// Delete removes what Keys finds for the text, and says how many records that
-// was.
-func (g *Greylist) Delete(ctx context.Context, text string) (int, error) {
+// Delete removes what Keys finds for the text, and the attempts that it names as
+// far as they are stored in clear: those of an address's network, of an origin,
+// or of a sender and recipient. It says how many records that was.
+func (g *Greylist) Delete(ctx context.Context, text string) (removed int, err error) {
 	entries, err := g.Keys(text)
 	if err != nil {
 		return 0, err
 	}
-	keys := make([]Key, len(entries))
-	for i, e := range entries {
-		keys[i] = e.Key
+	var keys []Key
+	for _, e := range entries {
+		keys = append(keys, e.Key)
 	}
-	n := new(int)
-	err = g.store.Update(ctx, keys, func(recs []Record) {
-		*n = 0
-		for i := range recs {
-			if recs[i].State != Absent {
-				*n++
+	if named := attemptsOf(text); named != nil {
+		for e, err := range g.store.All(ctx) {
+			if err != nil {
+				return 0, err
 			}
-			recs[i] = Record{}
+			if e.Key.Kind() == KindAttempt && named(e.Record) {
+				keys = append(keys, e.Key)
+			}
 		}
-	})
-	if err != nil {
-		return 0, err
 	}
-	return *n, nil
+	for step := range slices.Chunk(keys, importStep) {
+		n := new(int)
+		err := g.store.Update(ctx, step, func(recs []Record) {
+			*n = 0
+			for i := range recs {
+				if recs[i].State != Absent {
+					*n++
+				}
+				recs[i] = Record{}
+			}
+		})
+		if err != nil {
+			return removed, err
+		}
+		removed += *n
+	}
+	return removed, nil
+}
+
+// attemptsOf says which attempts an operator means, nil if by a text that names
+// one record.
+func attemptsOf(text string) func(Record) bool {
+	if _, err := ParseKey(text); err == nil {
+		return nil
+	}
+	if addr, err := netip.ParseAddr(text); err == nil {
+		addr = addr.Unmap().WithZone("")
+		return func(r Record) bool {
+			p, err := netip.ParsePrefix(strings.TrimPrefix(r.Origin, "net:"))
+			return err == nil && p.Contains(addr)
+		}
+	}
+	if sender, rcpt, ok := strings.Cut(text, ","); ok {
+		sender, rcpt = NormalizeSender(sender, rcpt), NormalizeRcpt(rcpt)
+		_, domain := splitAddr(sender)
+		return func(r Record) bool {
+			return r.Rcpt == rcpt && (r.Sender == sender || r.Sender == "" && r.Origin == "spf:"+domain)
+		}
+	}
+	origin := strings.TrimSuffix(strings.ToLower(text), ".")
+	if p, err := netip.ParsePrefix(strings.TrimPrefix(origin, "net:")); err == nil {
+		origin = "net:" + p.Masked().String()
+	}
+	return func(r Record) bool { return r.Origin == origin }
 }

@@ -41,7 +41,8 @@ type Policy struct {
 
 	// An attempt is accepted when it is at least the PairTries-th of its
 	// sender and recipient, PairSpan after the first, and PairNets networks
-	// have been seen: 3, 15 min, 2. A negative number of tries is never.
+	// have been seen: 3, 15 min, 2. With a negative number of tries only what
+	// was learned or allowed passes so.
 	PairTries, PairNets int
 	PairSpan            time.Duration
 }
@@ -231,7 +232,7 @@ func (g *Greylist) plan(h *hasher, a Attempt) *plan {
 	}
 	p.attempt = append(p.attempt, add(KindAttempt, net, p.sender, p.rcpt))
 	// Everybody sends bounces: they prove nothing about the next.
-	if g.policy.PairTries > 0 && p.sender != NullSender {
+	if p.sender != NullSender {
 		p.pair = add(KindPair, "", p.sender, p.rcpt)
 	}
 	p.trap = add(KindTrap, host, "", "")

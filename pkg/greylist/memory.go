@@ -1,6 +1,7 @@
 package greylist
 
 import (
+	"container/list"
 	"context"
 	"iter"
 	"maps"
@@ -13,11 +14,15 @@ const shards = 256
 type Memory struct {
 	mu       sync.Mutex
 	maxGrey  int
-	grey     int
-	records  [shards]map[Key]Record
-	queue    []Key // of grey records, in the order they were made; some are gone
+	records  [shards]map[Key]kept
+	grey     list.List // keys of grey records, in the order they were made
 	counters map[string]int64
 	cursor   int
+}
+
+type kept struct {
+	Record
+	place *list.Element // in grey
 }
 
 // NewMemory returns a store of at most that many grey records; 0 is
@@ -28,7 +33,7 @@ func NewMemory(maxGrey int) *Memory {
 	}
 	m := &Memory{maxGrey: maxGrey, counters: make(map[string]int64)}
 	for i := range m.records {
-		m.records[i] = make(map[Key]Record)
+		m.records[i] = make(map[Key]kept)
 	}
 	return m
 }
@@ -42,64 +47,36 @@ func (m *Memory) Update(ctx context.Context, keys []Key, f func([]Record)) error
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, k := range keys {
-		recs[i] = m.records[k[0]][k]
+		recs[i] = m.records[k[0]][k].Record
 	}
 	f(recs)
 	for i, k := range keys {
 		m.put(k, recs[i])
 	}
-	for m.grey > m.maxGrey {
-		m.dropOldest()
-	}
-	if len(m.queue) > 2*m.grey+1000 {
-		m.compact()
+	for m.grey.Len() > m.maxGrey {
+		m.put(m.grey.Front().Value.(Key), Record{})
 	}
 	return nil
 }
 
 func (m *Memory) put(k Key, r Record) {
 	old := m.records[k[0]][k]
-	if old == r {
+	if old.Record == r {
 		return
 	}
-	if old.State == Grey {
-		m.grey--
+	place := old.place
+	if place != nil && (r.State != Grey || r.First != old.First) {
+		m.grey.Remove(place)
+		place = nil
 	}
-	if r.State == Grey {
-		m.grey++
-		if old.State != Grey || old.First != r.First {
-			m.queue = append(m.queue, k)
-		}
+	if place == nil && r.State == Grey {
+		place = m.grey.PushBack(k)
 	}
 	if r.State == Absent {
 		delete(m.records[k[0]], k)
 	} else {
-		m.records[k[0]][k] = r
+		m.records[k[0]][k] = kept{r, place}
 	}
-}
-
-func (m *Memory) dropOldest() {
-	k := m.queue[0]
-	m.queue = m.queue[1:]
-	if r := m.records[k[0]][k]; r.State == Grey {
-		m.put(k, Record{})
-	}
-}
-
-// compact keeps of each grey record the last place in the queue.
-func (m *Memory) compact() {
-	seen := make(map[Key]bool, m.grey)
-	kept := make([]Key, m.grey)
-	n := len(kept)
-	for i := len(m.queue) - 1; i >= 0; i-- {
-		k := m.queue[i]
-		if !seen[k] && m.records[k[0]][k].State == Grey {
-			seen[k] = true
-			n--
-			kept[n] = k
-		}
-	}
-	m.queue = kept[n:]
 }
 
 // Get is part of Store.
@@ -108,7 +85,7 @@ func (m *Memory) Get(ctx context.Context, keys []Key) ([]Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for i, k := range keys {
-		recs[i] = m.records[k[0]][k]
+		recs[i] = m.records[k[0]][k].Record
 	}
 	return recs, ctx.Err()
 }
@@ -121,7 +98,7 @@ func (m *Memory) All(ctx context.Context) iter.Seq2[Entry, error] {
 			part := maps.Clone(m.records[i])
 			m.mu.Unlock()
 			for k, r := range part {
-				if !yield(Entry{k, r}, nil) {
+				if !yield(Entry{k, r.Record}, nil) {
 					return
 				}
 			}
@@ -138,7 +115,7 @@ func (m *Memory) Sweep(ctx context.Context, expired func(Key, Record) bool) (rem
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for k, r := range m.records[m.cursor] {
-		if expired(k, r) {
+		if expired(k, r.Record) {
 			m.put(k, Record{})
 			removed++
 		}

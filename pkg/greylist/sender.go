@@ -31,8 +31,13 @@ func NormalizeRcpt(rcpt string) string {
 	return cutTo(strings.TrimSuffix(strings.ToLower(rcpt), "."), 320)
 }
 
+// cutTo bounds the length, in bytes. It keeps to whole letters: an export holds
+// no parts of them.
 func cutTo(s string, n int) string {
-	return s[:min(n, len(s))]
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "")
 }
 
 // splitAddr splits at the last @ and drops the final dot of the domain.

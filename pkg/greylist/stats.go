@@ -95,7 +95,8 @@ const (
 
 // Run removes expired records step by step, and stores what was counted, until
 // ctx ends. Now returns the newest time of an attempt; while it is zero nothing
-// expires. Trouble is logged once, until it ends; log may be nil.
+// expires. It logs attempts that expire without a retry, and trouble once, until
+// it ends; log may be nil.
 func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logger) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -117,7 +118,7 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			ctx, cancel := context.WithTimeout(ctx, stepTime)
 			defer cancel()
 			if t := now(); !t.IsZero() {
-				if _, _, err := g.store.Sweep(ctx, g.Expired(t)); err != nil {
+				if err := g.sweep(ctx, t, log); err != nil {
 					return err
 				}
 			}
@@ -136,6 +137,34 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			}
 		}
 	}
+}
+
+// sweep removes some of what has expired. An attempt that was refused and never
+// came again is logged: once, for its network, if the store has that in clear.
+func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) error {
+	expired := g.Expired(t)
+	gone := make(map[Key]Record) // the store may ask twice
+	_, _, err := g.store.Sweep(ctx, func(k Key, r Record) bool {
+		if !expired(k, r) {
+			return false
+		}
+		if k.Kind() == KindAttempt && r.State == Grey && (r.Origin == "" || strings.HasPrefix(r.Origin, "net:")) {
+			gone[k] = r
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	g.tally.metrics.Counter("greylist_unretried_total").Add(len(gone))
+	for k, r := range gone {
+		what := []any{"key", k}
+		if r.Origin != "" {
+			what = []any{"origin", r.Origin, "from", "<" + r.Sender + ">", "rcpt", r.Rcpt}
+		}
+		log.Info("no retry", append(what, "tries", r.Tries, "first", time.UnixMilli(r.First).UTC().Format(time.RFC3339))...)
+	}
+	return nil
 }
 
 // Stats is what a store holds and has counted.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"opensmtpd-filters/pkg/greylist"
 
@@ -74,7 +75,6 @@ func dsn(path string, kilobytes int, more ...string) string {
 			"temp_store(memory)",
 			"mmap_size(0)",
 			fmt.Sprintf("cache_size(-%d)", kilobytes),
-			"wal_autocheckpoint(4000)",
 			"journal_size_limit(33554432)",
 		}, more...),
 	}
@@ -222,7 +222,7 @@ func openWriter(o Options) (_ *writer, err error) {
 	}
 	defer func() {
 		if err != nil {
-			w.close(true)
+			w.close()
 		}
 	}()
 	if w.conn, err = w.db.Conn(background()); err != nil {
@@ -240,7 +240,7 @@ func openWriter(o Options) (_ *writer, err error) {
 			"nets = excluded.nets, origin = excluded.origin, sender = excluded.sender, rcpt = excluded.rcpt"},
 		{&w.del, "DELETE FROM rec WHERE k = ?"},
 		{&w.touch, "UPDATE rec SET last = ?2, first = min(first, ?2) WHERE k = ?1 AND state = 2 AND last >= ?3 AND last <> ?2"},
-		{&w.grow, "UPDATE counter SET n = n + ? WHERE name = '' RETURNING n"},
+		{&w.grow, "INSERT INTO counter VALUES ('', ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n RETURNING n"},
 		{&w.version, "PRAGMA data_version"},
 	} {
 		if *s.stmt, err = w.conn.PrepareContext(background(), s.text); err != nil {
@@ -328,11 +328,17 @@ func (w *writer) replaced() bool {
 	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(fi, w.file)
 }
 
-// close closes the file. The last to close it removes the journal of that name,
-// which is not its own if the file was replaced.
-func (w *writer) close(replaced bool) {
+// close closes the file. SQLite leaves the journal of a file that was replaced
+// where it is, to be taken for one of the new file.
+func (w *writer) close() {
 	if w.reader != nil {
 		w.reader.db.Close()
+	}
+	if w.replaced() {
+		if fi, err := os.Stat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
+			os.Remove(w.path + "-wal")
+			os.Remove(w.path + "-shm")
+		}
 	}
 	// SQLite keeps a connection open while it has statements.
 	for _, s := range append(w.read[:], w.put, w.del, w.touch, w.grow, w.version) {
@@ -341,19 +347,6 @@ func (w *writer) close(replaced bool) {
 		}
 	}
 	if w.conn != nil {
-		if replaced && w.replaced() {
-			if fi, err := os.Stat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
-				os.Remove(w.path + "-wal")
-				os.Remove(w.path + "-shm")
-			}
-			w.conn.Raw(func(c any) error {
-				if fc, ok := c.(sqlite.FileControl); ok {
-					_, err := fc.FileControlPersistWAL("main", 1)
-					return err
-				}
-				return nil
-			})
-		}
 		w.conn.Close()
 	}
 	if w.db != nil {
@@ -391,7 +384,7 @@ func (w *writer) commit(maxGrey int) error {
 			return err
 		}
 		if n > int64(maxGrey) {
-			if err := w.evictOldest(n-int64(maxGrey), int64(maxGrey)/100); err != nil {
+			if err := w.evictOldest(n - int64(maxGrey)); err != nil {
 				return err
 			}
 			if _, err := w.greyCount(); err != nil {
@@ -411,19 +404,19 @@ func (w *writer) greyCount() (n int64, err error) {
 }
 
 const (
-	evictRows  = 2000 // looked at to find the oldest
-	evictTimes = 8    // in one transaction
+	evictRows = 2000 // looked at to find the oldest
+	evictTime = 20 * time.Millisecond
 )
 
 // evictOldest removes the oldest grey records. Keys being random, the rows that
 // follow any key are a fair sample; of each sample the oldest eighth goes, until
-// enough are gone and some more.
-func (w *writer) evictOldest(excess, more int64) error {
+// enough are gone or others have waited long enough.
+func (w *writer) evictOldest(excess int64) error {
 	type row struct {
 		k     greylist.Key
 		first int64
 	}
-	for range evictTimes {
+	for end := time.Now().Add(evictTime); excess > 0; {
 		var grey []row
 		from, looked := w.evict, 0
 		scan := func(query string, args ...any) error {
@@ -461,7 +454,7 @@ func (w *writer) evictOldest(excess, more int64) error {
 		}
 		n := excess
 		if !whole {
-			n = min(excess+more, int64(len(grey)/8+1))
+			n = int64(len(grey)/8 + 1)
 		}
 		slices.SortFunc(grey, func(a, b row) int { return int(min(max(a.first-b.first, -1), 1)) })
 		for _, r := range grey[:min(n, int64(len(grey)))] {
@@ -472,11 +465,19 @@ func (w *writer) evictOldest(excess, more int64) error {
 			excess--
 			delete(w.seen, r.k)
 		}
-		if whole || excess+more <= 0 {
-			return nil
+		if whole || time.Now().After(end) {
+			break
 		}
 	}
 	return nil
+}
+
+// recount sets the number of grey records to what a sweep has found, if it is
+// far off: somebody else has removed records. Else it is the better one, for
+// records come and go while a sweep looks for them.
+func (w *writer) recount(found int64) error {
+	_, err := w.conn.ExecContext(background(), "UPDATE counter SET n = ?1 WHERE name = '' AND abs(n - ?1) > 10 + n / 2", found)
+	return err
 }
 
 // update is one step of greylist.Store.Update.

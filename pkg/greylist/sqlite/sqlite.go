@@ -20,7 +20,9 @@ import (
 	"log/slog"
 	"maps"
 	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -54,6 +56,7 @@ const (
 	closeTime  = 2 * time.Second
 	logEvery   = time.Minute
 	pageRows   = 1000 // read at a time by All and Sweep
+	maxAside   = 30   // files set aside that are kept, journals among them
 )
 
 // A Store is a greylist.Store and a greylist.Cache.
@@ -73,13 +76,14 @@ type Store struct {
 	renew   map[greylist.Key]renewal
 	sweepMu sync.Mutex
 	swept   greylist.Key
+	found   int64 // grey records up to there
 
 	// Of the writing goroutine.
 	w        *writer // nil: not open
 	tried    time.Time
 	openErr  error
-	logged   time.Time
-	troubled bool
+	logged   time.Time // of the last trouble
+	troubled bool      // and said so
 }
 
 type renewal struct{ now, since int64 }
@@ -218,7 +222,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	}
 	page, err := r.page(ctx, s.swept, pageRows)
 	if isCorrupt(err) {
-		s.swept = greylist.Key{}
+		s.swept, s.found = greylist.Key{}, 0
 		// The writer sees to it, if it still has this file.
 		return 0, false, s.do(ctx, func(w *writer) error {
 			if w.reader != r {
@@ -230,15 +234,19 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	if err != nil {
 		return 0, false, err
 	}
+	found := s.found
 	var keys []greylist.Key
 	for _, e := range page {
 		if expired(e.Key, e.Record) {
 			keys = append(keys, e.Key)
+		} else if e.Record.State == greylist.Grey {
+			found++
 		}
 	}
-	if keys != nil {
-		n := new(int)
-		err := s.do(ctx, func(w *writer) error {
+	done = len(page) < pageRows
+	n := new(int) // the step may still be done after it has failed
+	if keys != nil || done {
+		err = s.do(ctx, func(w *writer) error {
 			*n = 0
 			if err := w.update(keys, func(recs []greylist.Record) {
 				for i := range recs {
@@ -250,20 +258,21 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 			}); err != nil {
 				return err
 			}
-			w.shrink = true
+			w.shrink = w.shrink || keys != nil
+			if done {
+				return w.recount(found)
+			}
 			return nil
 		})
 		if err != nil {
 			return 0, false, err
 		}
-		removed = *n
 	}
-	if len(page) < pageRows {
-		s.swept = greylist.Key{}
-		return removed, true, nil
+	s.swept, s.found = greylist.Key{}, 0
+	if !done {
+		s.swept, s.found = page[len(page)-1].Key, found
 	}
-	s.swept = page[len(page)-1].Key
-	return removed, false, nil
+	return *n, done, nil
 }
 
 // Count is part of greylist.Store.
@@ -359,7 +368,7 @@ func (s *Store) run() {
 				s.batch(jobs)
 			}
 			s.idle()
-			s.shut(false)
+			s.shut()
 			return
 		}
 	}
@@ -386,7 +395,7 @@ func (s *Store) idle() {
 	}
 	if s.w.replaced() {
 		s.log.Warn("database was replaced or removed, opening it again", "file", s.opts.Path)
-		s.shut(true)
+		s.shut()
 		s.tried = time.Time{}
 		if s.ensure() != nil {
 			return
@@ -459,13 +468,13 @@ func (s *Store) connect() (*writer, error) {
 	}
 }
 
-func (s *Store) shut(replaced bool) {
+func (s *Store) shut() {
 	if s.w == nil {
 		return
 	}
 	s.polled.Store(0)
 	s.reader.Store(nil)
-	s.w.close(replaced)
+	s.w.close()
 	s.w = nil
 	s.forget()
 }
@@ -484,8 +493,19 @@ func (s *Store) setAside(file os.FileInfo, cause error) {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		s.log.Error("database is corrupt and cannot be set aside", "file", s.opts.Path, "cause", cause, "err", err)
+		s.trouble(fmt.Errorf("%s: %w, and cannot be set aside: %w", s.opts.Path, cause, err))
 		return
+	}
+	var names []string // sorted by time
+	dir, base := filepath.Split(s.opts.Path)
+	entries, _ := os.ReadDir(filepath.Clean(dir))
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), base+".corrupt-") {
+			names = append(names, e.Name())
+		}
+	}
+	for ; len(names) > maxAside; names = names[1:] {
+		os.Remove(filepath.Join(dir, names[0]))
 	}
 	s.log.Error("DATABASE IS CORRUPT: set aside, a new one begins", "file", s.opts.Path, "aside", to, "err", cause)
 }
@@ -497,7 +517,7 @@ func (s *Store) failed(err error) {
 		return // it will pass
 	}
 	file := s.w.file
-	s.shut(true)
+	s.shut()
 	if isCorrupt(err) && !s.opts.Existing {
 		s.setAside(file, err)
 		s.tried = time.Time{}
@@ -508,11 +528,10 @@ func (s *Store) failed(err error) {
 
 // trouble logs, once a minute.
 func (s *Store) trouble(err error) {
-	if now := time.Now(); !s.troubled || now.Sub(s.logged) >= logEvery {
-		s.logged = now
+	if s.logged.IsZero() || time.Since(s.logged) >= logEvery {
+		s.logged, s.troubled = time.Now(), true
 		s.log.Warn("greylist database not usable", "err", err)
 	}
-	s.troubled = true
 }
 
 // batch does the jobs as one transaction, and renews passes.

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -382,6 +383,35 @@ func TestRemoved(t *testing.T) {
 	}
 }
 
+// Who still reads a file that was removed leaves the journal of the new one
+// alone.
+func TestRemovedWhileRead(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s, _ := open(t, path)
+	for n := range 10 {
+		eventually(t, "put", func() bool { return put(s, n) == nil })
+	}
+	r, err := s.open(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows, err := r.db.Query("SELECT k FROM rec")
+	if err != nil || !rows.Next() {
+		t.Fatal(err)
+	}
+	os.Remove(path)
+	eventually(t, "a new file", func() bool { _, err := os.Stat(path); return err == nil })
+	works(t, s)
+	wal, err := os.Stat(path + "-wal")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows.Close()
+	if fi, err := os.Stat(path + "-wal"); err != nil || !os.SameFile(fi, wal) {
+		t.Errorf("the journal is gone: %v", err)
+	}
+}
+
 func TestReplaced(t *testing.T) {
 	dir := t.TempDir()
 	path, other := filepath.Join(dir, "greylist.db"), filepath.Join(dir, "backup.db")
@@ -450,6 +480,59 @@ func TestLocked(t *testing.T) {
 	}
 }
 
+// Close leaves nothing behind, and does not wait for who keeps the file locked.
+func TestClose(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s, _ := open(t, path)
+	works(t, s)
+	s.Close()
+	files, routines := descriptors(t), runtime.NumGoroutine()
+	for range 10 {
+		s := Open(Options{Path: path})
+		works(t, s)
+		if _, err := s.Get(t.Context(), make([]greylist.Key, 1)); err != nil {
+			t.Error(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	eventually(t, "nothing left", func() bool { return runtime.NumGoroutine() <= routines })
+	if n := descriptors(t); n > files {
+		t.Errorf("%d descriptors, %d before", n, files)
+	}
+
+	s, _ = open(t, path)
+	works(t, s)
+	db, err := sql.Open("sqlite", dsn(path, 100))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer db.Close()
+	tx, err := db.Begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	failed := make(chan error)
+	for n := range 300 { // more than one transaction
+		go func() {
+			failed <- s.Update(context.WithoutCancel(t.Context()), []greylist.Key{key(greylist.KindPair, uint64(n))}, func([]greylist.Record) {})
+		}()
+	}
+	time.Sleep(50 * time.Millisecond)
+	begin := time.Now()
+	s.Close()
+	if d := time.Since(begin); d > closeTime+5*time.Second {
+		t.Errorf("closed after %v", d)
+	}
+	for range 300 {
+		if err := <-failed; err == nil {
+			t.Error("written, though locked")
+		}
+	}
+	tx.Rollback()
+}
+
 // What a step does wrong is its own trouble.
 func TestPanic(t *testing.T) {
 	s, _ := open(t, filepath.Join(t.TempDir(), "greylist.db"))
@@ -507,6 +590,154 @@ func TestEvict(t *testing.T) {
 	}
 	if old > 100 || young < 7400 {
 		t.Errorf("%d old ones are there, and %d of 7500 young ones", old, young)
+	}
+}
+
+// Records that somebody else removed make no room for new ones scarce.
+func TestRecount(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s := Open(Options{Path: path, MaxGrey: 500})
+	defer s.Close()
+	for n := range 490 {
+		eventually(t, "put", func() bool { return put(s, n) == nil })
+	}
+	exec(t, path, "DELETE FROM rec")
+	for done := false; !done; {
+		var err error
+		if _, done, err = s.Sweep(t.Context(), func(greylist.Key, greylist.Record) bool { return false }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for n := range 50 {
+		eventually(t, "put", func() bool { return put(s, n) == nil })
+	}
+	if n := count(t, s); n != 50 {
+		t.Errorf("%d records of 50 are there", n)
+	}
+	greyCount(t, s)
+}
+
+// A bound that was lowered is kept after some steps, each of which removes some.
+func TestEvictMany(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s, _ := open(t, path)
+	const total = 5000
+	var keys []greylist.Key
+	for n := range total {
+		keys = append(keys, key(greylist.KindAttempt, uint64(n)))
+	}
+	grey := func(recs []greylist.Record) {
+		for i := range recs {
+			recs[i] = greylist.Record{State: greylist.Grey, First: int64(i)}
+		}
+	}
+	if err := s.Update(t.Context(), keys, grey); err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	s = Open(Options{Path: path, MaxGrey: 3000})
+	defer s.Close()
+	for n, before := 0, total; before > 3000; n++ {
+		if err := s.Update(t.Context(), []greylist.Key{key(greylist.KindPair, uint64(n))}, grey); err != nil {
+			t.Fatal(err)
+		}
+		left := greyCount(t, s)
+		if left >= before {
+			t.Fatalf("step %d: %d records, %d before", n, left, before)
+		}
+		before = left
+	}
+}
+
+// A file that cannot be opened costs one log line and no descriptors.
+func TestUnusable(t *testing.T) {
+	for name, spoil := range map[string]func(path string){
+		"wal":    func(path string) { os.Mkdir(path+"-wal", 0o700) },
+		"schema": func(path string) { exec(t, path, "DROP TABLE rec") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "greylist.db")
+			s, _ := open(t, path)
+			works(t, s)
+			s.Close()
+			spoil(path)
+			s, log := open(t, path)
+			eventually(t, "refused", func() bool {
+				err := put(s, 1)
+				return err != nil && !errors.Is(err, context.DeadlineExceeded)
+			})
+			before := descriptors(t)
+			for range 4 {
+				time.Sleep(retryEvery / 2)
+				put(s, 1)
+			}
+			if n := descriptors(t); n > before {
+				t.Errorf("%d descriptors, %d before", n, before)
+			}
+			if n := strings.Count(log.String(), "\n"); n != 1 {
+				t.Errorf("%d lines: %v", n, log)
+			}
+		})
+	}
+}
+
+func descriptors(t *testing.T) int {
+	names, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Skip(err)
+	}
+	return len(names)
+}
+
+// The index of the journal is in memory shared with the file.
+func TestIndexCutShort(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s, _ := open(t, path)
+	works(t, s)
+	if err := os.Truncate(path+"-shm", 0); err != nil {
+		t.Fatal(err)
+	}
+	s.Get(t.Context(), []greylist.Key{key(greylist.KindAttempt, 0)})
+	works(t, s)
+	if n := count(t, s); n != 1 {
+		t.Errorf("%d records", n)
+	}
+}
+
+// A journal that belongs to no file is no part of a new one.
+func TestJournalLeft(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	s, _ := open(t, path)
+	for n := range 10 {
+		eventually(t, "put", func() bool { return put(s, n) == nil })
+	}
+	wal, err := os.ReadFile(path + "-wal")
+	if err != nil || len(wal) == 0 {
+		t.Fatal(len(wal), err)
+	}
+	shm, _ := os.ReadFile(path + "-shm")
+	other := filepath.Join(t.TempDir(), "greylist.db")
+	os.WriteFile(other+"-wal", wal, 0o600)
+	os.WriteFile(other+"-shm", shm, 0o600)
+	s, log := open(t, other)
+	works(t, s)
+	if n := count(t, s); n != 1 || log.String() != "" {
+		t.Errorf("%d records, %v", n, log)
+	}
+}
+
+// Files set aside do not fill the disk.
+func TestAsideBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "greylist.db")
+	for n := range 100 {
+		os.WriteFile(fmt.Sprintf("%s.corrupt-2024%04d", path, n), nil, 0o600)
+	}
+	os.WriteFile(path, bytes.Repeat([]byte("garbage "), 1000), 0o600)
+	s, _ := open(t, path)
+	works(t, s)
+	names, _ := filepath.Glob(path + ".corrupt-*")
+	if len(names) != maxAside || !strings.HasSuffix(names[len(names)-1], "Z") {
+		t.Errorf("%d: %v", len(names), names)
 	}
 }
 

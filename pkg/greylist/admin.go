@@ -1,0 +1,35 @@
+package greylist
+
+import (
+	"context"
+	"io"
+	"iter"
+	"time"
+)
+
+// All returns all records, in no order. It ends at the first error.
+func (g *Greylist) All(ctx context.Context) iter.Seq2[Entry, error] {
+	return g.store.All(ctx)
+}
+
+// Times returns when a retry passes, zero if the record lets none pass by its
+// age alone, and until when the record means something if it is not used again.
+func (g *Greylist) Times(t time.Time, e Entry) (passes, expires time.Time) {
+	r := e.Record
+	r.clamp(t.UnixMilli())
+	first := time.UnixMilli(r.First)
+	kind := e.Key.Kind()
+	switch {
+	case r.State == Pass:
+		return time.Time{}, time.UnixMilli(r.Last).Add(g.policy.WhiteExp)
+	case kind == KindAttempt || kind == KindNetwork:
+		passes = first.Add(g.policy.PassTime)
+	}
+	return passes, first.Add(time.Duration(g.life(kind)) * time.Millisecond)
+}
+
+// Lines calls f for each line of a list that says something, without its
+// comment, and returns what it says is wrong as errors "file:line: reason".
+func Lines(r io.Reader, file string, f func(text string, at Place) error) []error {
+	return eachLine(r, file, f)
+}

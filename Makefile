@@ -1,7 +1,7 @@
 # Works with GNU make and with the make of the BSDs.
 
 VERSION =	0.1
-FILTERS =	filter-dnsbl filter-dyndns filter-senderscore
+FILTERS =	filter-dnsbl filter-dyndns filter-greylist filter-senderscore
 
 # smtpd looks for filters in LIBEXECDIR: /usr/libexec/opensmtpd in Debian,
 # /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD.
@@ -76,7 +76,9 @@ install: all
 		install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; \
 	done
 
-	-install -d -m 755 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/filter-senderscore
+	-for f in filter-greylist filter-senderscore; do \
+		install -d -m 750 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/$$f || exit 1; \
+	done
 
 uninstall:
 	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f ${DESTDIR}${MANDIR}/man8/$$f.8; done

@@ -1,0 +1,387 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"math"
+	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/proto"
+)
+
+// storeTimeout is what a message waits for the store before it passes.
+const storeTimeout = 200 * time.Millisecond
+
+// learnTimeout is for what no client waits for.
+const learnTimeout = 5 * time.Second
+
+// state is what is kept of a session.
+type state struct {
+	host   string // as smtpd greets
+	spf    *filter.Future[greylist.Result]
+	header string // what X-Greylist says of the present message
+}
+
+// filter returns the filter with its handlers.
+func (c *checker) filter() *filter.Filter[state] {
+	f := filter.New[state](filter.Options{
+		Log: c.log, Metrics: c.metrics,
+		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
+	})
+	f.OnReport(proto.TxMail, c.mailed)
+	if len(c.flags.traps) > 0 {
+		f.On(filter.RcptTo, c.trap)
+	}
+	f.Decide(c.flags.phase, c.decide)
+	if c.flags.learn {
+		f.OnReport(proto.TxCommit, c.committed)
+	}
+	if c.flags.header {
+		f.OnReport(proto.LinkGreeting, c.greeted)
+		f.SetHeader("X-Greylist", func(s *filter.Session[state]) string { return s.Local.header })
+	}
+	return f
+}
+
+func (c *checker) greeted(s *filter.Session[state], l *proto.Line) {
+	s.Local.host = string(l.Fields)
+}
+
+// mailed begins a transaction: while the client names its recipients, the DNS is
+// asked about the sender.
+func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
+	s.Local.spf, s.Local.header = nil, ""
+	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok || c.flags.spf == "off" || s.Tx.ID == "" {
+		return
+	}
+	addr, from, helo := s.Src.Addr(), s.Tx.From, s.Helo
+	s.Local.spf = filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) greylist.Result {
+		return c.spf.Check(ctx, addr, from, helo)
+	})
+}
+
+// ours reports whether it is for us to deliver what a client sends.
+func (c *checker) ours(addr netip.Addr, user string) (why string, ok bool) {
+	switch {
+	case !addr.IsValid():
+		return "local socket", true
+	case user != "":
+		return "authenticated", true
+	}
+	for _, p := range c.flags.trusted {
+		if p.Contains(addr) {
+			return "trusted " + p.String(), true
+		}
+	}
+	return "", false
+}
+
+// exempt reports whether a client is never greylisted: with why, and a word for
+// that in metrics and headers.
+func (c *checker) exempt(addr netip.Addr, user, name string, fcrdns bool) (word, why string, ok bool) {
+	if why, ok := c.ours(addr, user); ok {
+		return "ours", why, true
+	}
+	if at, ok := c.clients.Value().Lookup(addr, name, fcrdns); ok {
+		return "client", "-allowClients " + at.String(), true
+	}
+	return "", "", false
+}
+
+// exemptMail reports whether a message is let through for its sender, as far as
+// SPF has proved it, or its recipients.
+func (c *checker) exemptMail(from string, rcpts []string, spf greylist.Result) (word, why string, ok bool) {
+	if at, ok := c.senders.Value().Lookup(from, spf.Origin() != ""); ok {
+		return "sender", "-allowSenders " + at.String(), true
+	}
+	if c.flags.spf == "skip" && spf.Origin() != "" {
+		return "spf", "SPF pass for " + spf.Domain, true
+	}
+	for _, rcpt := range rcpts {
+		if why, ok = c.exemptRcpt(rcpt); !ok {
+			return "", "", false
+		}
+	}
+	return "recipient", why, ok
+}
+
+func (c *checker) exemptRcpt(rcpt string) (why string, ok bool) {
+	if at, ok := c.rcpts.Value().Lookup(rcpt); ok {
+		return "-allowRecipients " + at.String(), true
+	}
+	if only := c.only.Value(); only.Len() > 0 {
+		if _, ok := only.Lookup(rcpt); !ok {
+			return "not in -onlyRecipients", true
+		}
+	}
+	return "", false
+}
+
+// decide answers when the envelope is known.
+func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Response {
+	c.saw(s.Time())
+	if word, why, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
+		return c.letPass(s, word, why)
+	}
+	rcpts := s.Tx.Rcpts
+	if req.Phase == filter.RcptTo {
+		// Callouts come with the null sender and go before DATA, and
+		// recipients that are exempt decide for nobody else.
+		if _, ok := c.exemptRcpt(req.Arg); ok || s.Tx.From == "" {
+			return filter.Undecided()
+		}
+		rcpts = []string{req.Arg}
+	}
+	if len(rcpts) == 0 {
+		return filter.Proceed()
+	}
+	return c.withSPF(s, func(spf greylist.Result) filter.Response {
+		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, spf); ok {
+			return c.letPass(s, word, why)
+		}
+		a := attempt(s, rcpts[0], spf)
+		return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) outcome {
+			d, err := c.greylist.Decide(ctx, a)
+			return outcome{d, err}
+		}), func(o outcome, err error) filter.Response {
+			if err = cmp.Or(err, o.err); err != nil {
+				return c.noStore(s, err)
+			}
+			return c.conclude(s, spf, o.Decision)
+		})
+	})
+}
+
+type outcome struct {
+	greylist.Decision
+	err error
+}
+
+// withSPF goes on when it is known what SPF says, or that it will not be.
+func (c *checker) withSPF(s *filter.Session[state], then func(greylist.Result) filter.Response) filter.Response {
+	if s.Local.spf == nil {
+		return then(greylist.Result{Status: "off"})
+	}
+	return filter.Await(s.Local.spf, func(r greylist.Result, err error) filter.Response {
+		if err != nil {
+			r = greylist.Result{Status: "temperror"}
+		}
+		return then(r)
+	})
+}
+
+func attempt(s *filter.Session[state], rcpt string, spf greylist.Result) greylist.Attempt {
+	return greylist.Attempt{Time: s.Time(), Addr: s.Src.Addr(), Sender: s.Tx.From, Rcpt: rcpt, SPF: spf.Origin()}
+}
+
+// saw takes note of the time of a line.
+func (c *checker) saw(t time.Time) {
+	if m := t.UnixMicro(); m > c.newest.Load() {
+		c.newest.Store(m) // handlers run one at a time
+	}
+}
+
+// conclude logs a decision and returns the answer.
+func (c *checker) conclude(s *filter.Session[state], spf greylist.Result, d greylist.Decision) filter.Response {
+	addr := s.Src.Addr()
+	attrs := []any{"filter", "greylist", "action", "refuse", "reason", d.Reason, "addr", addr,
+		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "origin", d.Origin}
+	if d.Accept {
+		attrs[3] = "accept"
+	} else {
+		attrs = append(attrs, "left", seconds(d.Left))
+	}
+	if d.First {
+		attrs = append(attrs, "delay", seconds(d.Delay))
+	}
+	if d.Tries > 0 {
+		attrs = append(attrs, "tries", d.Tries)
+	}
+	if d.Crowded {
+		attrs = append(attrs, "note", "network over -maxPerNet")
+	}
+	attrs = append(attrs, "spf", shownSPF(spf))
+	if c.flags.DryRun {
+		attrs = append(attrs, "dryRun", true)
+	}
+	c.log.Info(s.ID, attrs...)
+	switch {
+	case d.First:
+		c.setHeader(s, fmt.Sprintf("delayed %d seconds", int64(d.Delay/time.Second)))
+	case d.Accept:
+		c.setHeader(s, fmt.Sprintf("not delayed (%s is known)", map[bool]string{true: "sender", false: d.Origin}[d.Reason == greylist.Paired]))
+	default:
+		c.setHeader(s, fmt.Sprintf("not delayed (dry run, would be refused as %s)", d.Reason))
+	}
+	if d.Accept || c.flags.DryRun {
+		return filter.Proceed()
+	}
+	r := c.expand(addr, d)
+	return filter.Reject(r.Code, r.Enhanced, r.Text)
+}
+
+// seconds is a time as replies and X-Greylist have it.
+func seconds(d time.Duration) string { return fmt.Sprint(int64(d/time.Second), "s") }
+
+// shownSPF is the result with what it is about.
+func shownSPF(r greylist.Result) string {
+	status := r.Status
+	if r.Everyone {
+		status = "everyone"
+	}
+	if r.Domain == "" {
+		return status
+	}
+	return status + ":" + r.Domain
+}
+
+// letPass logs that a message is not greylisted, and lets it pass.
+func (c *checker) letPass(s *filter.Session[state], word, why string) filter.Response {
+	c.metrics.Counter(metrics.Label("greylist_exempt_total", "by", word)).Inc()
+	attrs := []any{"filter", "greylist", "action", "proceed", "addr", addrOf(s), "from", "<" + s.Tx.From + ">", "why", why}
+	if word == "ours" {
+		c.log.Debug(s.ID, attrs...)
+		return filter.Proceed()
+	}
+	c.log.Info(s.ID, attrs...)
+	c.setHeader(s, "not delayed ("+word+" on a list)")
+	if word == "spf" {
+		c.setHeader(s, "not delayed ("+why+")")
+	}
+	return filter.Proceed()
+}
+
+func addrOf(s *filter.Session[state]) string {
+	if s.Unix() {
+		return "local"
+	}
+	return s.Src.Addr().String()
+}
+
+// noStore lets a message pass that the store has no answer to.
+func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
+	c.metrics.Counter("greylist_store_errors_total").Inc()
+	c.trouble.note(s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
+	c.setHeader(s, "not delayed (no access to the records)")
+	return filter.Proceed()
+}
+
+// setHeader says what X-Greylist says, unless a client of ours is concerned.
+func (c *checker) setHeader(s *filter.Session[state], what string) {
+	host := s.Local.host
+	if host == "" {
+		host, _ = os.Hostname()
+	}
+	s.Local.header = fmt.Sprintf("%s by filter-greylist at %s; %s", what, host, s.Time().Format(time.RFC1123Z))
+}
+
+// reply is what a refused client is told.
+type reply struct {
+	Code           int
+	Enhanced, Text string
+}
+
+func (c *checker) expand(addr netip.Addr, d greylist.Decision) reply {
+	_, domain, _ := strings.Cut(d.Rcpt, "@")
+	r := c.flags.reply.Expand(
+		"%s", fmt.Sprint(int64(d.Left/time.Second)),
+		"%m", fmt.Sprint(int64(math.Ceil(d.Left.Minutes()))),
+		"%i", addr.String(), "%o", d.Origin, "%d", domain)
+	return reply(r)
+}
+
+// trap refuses a client that writes to somebody who does not exist, and
+// remembers it. Whoever is known is let alone.
+func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Response {
+	at, ok := c.traps.Value().Lookup(req.Arg)
+	if !ok {
+		return filter.Proceed()
+	}
+	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
+		return filter.Proceed()
+	}
+	c.saw(s.Time())
+	return c.withSPF(s, func(spf greylist.Result) filter.Response {
+		a := attempt(s, req.Arg, spf)
+		return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) trapped {
+			hit, err := c.greylist.Trap(ctx, a)
+			return trapped{hit, err}
+		}), func(t trapped, err error) filter.Response {
+			if err = cmp.Or(err, t.err); err != nil {
+				return c.noStore(s, err)
+			}
+			if !t.hit {
+				return filter.Proceed()
+			}
+			d := greylist.Decision{Reason: greylist.Trapped, Left: trapTime, Origin: a.Addr.String(), Rcpt: greylist.NormalizeRcpt(req.Arg)}
+			attrs := []any{"filter", "greylist", "action", "refuse", "reason", d.Reason, "addr", a.Addr,
+				"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "why", "-trap " + at.String(), "left", seconds(d.Left)}
+			if c.flags.DryRun {
+				c.log.Info(s.ID, append(attrs, "dryRun", true)...)
+				return filter.Proceed()
+			}
+			c.log.Info(s.ID, attrs...)
+			r := c.expand(a.Addr, d)
+			return filter.Reject(r.Code, r.Enhanced, r.Text)
+		})
+	})
+}
+
+// trapTime is how long a client is refused that has written to a trap.
+const trapTime = 24 * time.Hour
+
+type trapped struct {
+	hit bool
+	err error
+}
+
+// committed learns to whom our users write.
+func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
+	if _, ok := c.ours(s.Src.Addr(), s.User); !ok || s.Tx.From == "" || len(s.Tx.Rcpts) == 0 {
+		return
+	}
+	c.saw(s.Time())
+	id, t, from, rcpts := s.ID, s.Time(), s.Tx.From, s.Tx.Rcpts
+	filter.Go(s, learnTimeout, func(ctx context.Context) error {
+		err := c.greylist.Learn(ctx, t, from, rcpts)
+		if err != nil {
+			c.metrics.Counter("greylist_store_errors_total").Inc()
+			c.trouble.note(id, "filter", "greylist", "why", "recipients not learned", "err", err)
+			return err
+		}
+		c.log.Debug(id, "filter", "greylist", "learned", len(rcpts), "from", "<"+from+">")
+		return nil
+	})
+}
+
+// trouble is said once a minute, whatever it is.
+type trouble struct {
+	log  *slog.Logger
+	mu   sync.Mutex
+	last time.Time
+	more int
+}
+
+func (t *trouble) note(id string, attrs ...any) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.last.IsZero() && time.Since(t.last) < time.Minute {
+		t.more++
+		t.log.Debug(id, attrs...)
+		return
+	}
+	if t.more > 0 {
+		attrs = append(attrs, "more", t.more)
+	}
+	t.last, t.more = time.Now(), 0
+	t.log.Warn(id, attrs...)
+}

@@ -1,9 +1,9 @@
 //go:build linux
 
-// Command demo shows filter-dyndns at work: a real smtpd, clients from a
-// dozen addresses with the reverse names of the world, and where their mail
-// goes. It runs as root, in a network of its own, after the filters were
-// built into bin/.
+// Command demo shows filter-dyndns and filter-greylist at work: a real smtpd,
+// clients from a dozen addresses with the reverse names of the world, and where
+// their mail goes; then clients that come again, or do not. It runs as root, in
+// a network of its own, after the filters were built into bin/.
 package main
 
 import (
@@ -35,10 +35,19 @@ func run() (status int, err error) {
 		if err := smtpdtest.Setup(); err != nil {
 			return 1, err
 		}
-		return 0, show(os.Stdout, release)
+		bin, err := filepath.Abs("bin")
+		if err != nil {
+			return 1, err
+		}
+		if err := showDyndns(os.Stdout, release, bin); err != nil {
+			return 1, err
+		}
+		return 0, showGreylist(os.Stdout, release, bin)
 	}
-	if _, err := os.Stat("bin/filter-dyndns"); err != nil {
-		return 1, fmt.Errorf("%w; run make first, and this from the top folder", err)
+	for _, name := range []string{"bin/filter-dyndns", "bin/filter-greylist"} {
+		if _, err := os.Stat(name); err != nil {
+			return 1, fmt.Errorf("%w; run make first, and this from the top folder", err)
+		}
 	}
 	if os.Getuid() != 0 {
 		return 1, errors.New("not root; a mail server on port 25 needs it, also in a network of its own")
@@ -79,7 +88,8 @@ var clients = []client{
 	{what: "name of somebody else", addr: "203.0.113.70", name: "mail.bank.example", oneWay: true},
 }
 
-func show(w io.Writer, release smtpdtest.Release) (err error) {
+// showDyndns shows whose mail is junked for its reverse name.
+func showDyndns(w io.Writer, release smtpdtest.Release, bin string) (err error) {
 	zone := "mail.office.example A 203.0.113.78\n"
 	for _, c := range clients {
 		switch {
@@ -88,10 +98,6 @@ func show(w io.Writer, release smtpdtest.Release) (err error) {
 		case c.name != "":
 			zone += smtpdtest.Host(c.addr, c.name)
 		}
-	}
-	bin, err := filepath.Abs("bin")
-	if err != nil {
-		return err
 	}
 	conf := smtpdtest.Config{
 		Release: release,

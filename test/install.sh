@@ -3,6 +3,7 @@
 #
 #	test/install.sh         everything
 #	test/install.sh demo    only what make demo needs
+#	test/install.sh bench   only what make bench measures against
 #
 # What is there already is left alone, so it may run before every test.
 set -eu
@@ -12,12 +13,24 @@ set -eu
 # debootstrap  fetches the Debian 13 root for smtpd 7.6, protocol 0.7, TLS and AUTH
 # mandoc       checks the manual pages
 # rbldnsd      serves DNS lists, as those who run them do
-packages="opensmtpd iproute2"
-[ "${1-}" = demo ] || packages="$packages debootstrap mandoc rbldnsd"
+# msmtp        a client that does not try again by itself
+# lib...       for postfix, a client that does; see below
+# postgrey     the greylisting of Postfix
+what=${1-all}
+case $what in
+all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+demo) packages="opensmtpd iproute2" ;;
+bench) packages="postgrey" ;;
+*)
+	echo "usage: install.sh [demo|bench]" >&2
+	exit 1
+	;;
+esac
 
 # One root for all clones on the machine. Remove it to have it made again.
 cache=/var/cache/opensmtpd-filters
 root=$cache/trixie
+postfix=$cache/postfix
 
 die() {
 	echo "install.sh: $*" >&2
@@ -40,10 +53,12 @@ missing() {
 }
 
 command -v apt-get >/dev/null && [ -r /etc/debian_version ] ||
-	die "not a Debian system; the tests want Debian 12 with: $packages"
+	die "not a Debian system; this wants Debian 12 with: $packages"
 
 need=$(missing | tr '\n' ' ')
-[ -d $root ] || [ "${1-}" = demo ] || need="$need$root "
+[ $what != all ] || for d in $postfix $root; do
+	[ -d $d ] || need="$need$d "
+done
 [ -n "$need" ] || exit 0
 [ "$(id -u)" = 0 ] || die "not root; missing: $need"
 
@@ -74,7 +89,17 @@ if [ -n "$need" ]; then
 	[ $status = 0 ] || failed apt-get install $need
 fi
 
-[ "${1-}" != demo ] && [ ! -d $root ] || exit 0
+[ $what = all ] || exit 0
+
+# Postfix conflicts with opensmtpd, so it is only unpacked.
+if [ ! -d $postfix ]; then
+	rm -rf $postfix.part
+	mkdir $postfix.part
+	run sh -c "cd $postfix.part && apt-get download postfix && dpkg -x postfix_*.deb . && rm postfix_*.deb"
+	chmod -R ug-s $postfix.part # else they do not look at LD_LIBRARY_PATH
+	mv $postfix.part $postfix
+fi
+[ ! -d $root ] || exit 0
 
 # The mirror and the proxy that apt uses.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' |

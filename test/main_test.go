@@ -75,8 +75,20 @@ func run(m *testing.M) (status int, err error) {
 // installed is skipped by name, and is an error where CI is set.
 func forEachSMTPD(t *testing.T, test func(t *testing.T, r smtpdtest.Release)) {
 	t.Helper()
+	forReleases(t, smtpdtest.Releases(), test)
+}
+
+// onNewest runs a test of what is the same with every release.
+func onNewest(t *testing.T, test func(t *testing.T, r smtpdtest.Release)) {
+	t.Helper()
+	all := smtpdtest.Releases()
+	forReleases(t, all[len(all)-1:], test)
+}
+
+func forReleases(t *testing.T, releases []smtpdtest.Release, test func(t *testing.T, r smtpdtest.Release)) {
+	t.Helper()
 	noteSources(t)
-	for _, r := range smtpdtest.Releases() {
+	for _, r := range releases {
 		t.Run("smtpd-"+r.Version, func(t *testing.T) {
 			if err := r.Ready(); err != nil {
 				if os.Getenv("CI") != "" {

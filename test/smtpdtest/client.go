@@ -117,7 +117,7 @@ type Mail struct {
 	Helo   string // default "client.example.net"
 	Login  bool   // with STARTTLS and AUTH, as User
 	Sender string // default "sender@example.net"
-	To     string // user of Domain
+	To     string // user of Domain, or an address
 	Data   string // header and text, lines ending in CRLF, dot-stuffed, without the last dot; default a short mail
 }
 
@@ -145,7 +145,11 @@ func (r Result) String() string {
 func (s *Server) Send(m Mail) (Result, error) {
 	m.Helo = cmp.Or(m.Helo, "client.example.net")
 	m.Sender = cmp.Or(m.Sender, "sender@example.net")
-	m.Data = cmp.Or(m.Data, "From: <"+m.Sender+">\r\nTo: <"+m.To+"@"+Domain+">\r\nSubject: hello\r\n\r\nhello\r\n")
+	to := m.To
+	if !strings.Contains(to, "@") {
+		to += "@" + Domain
+	}
+	m.Data = cmp.Or(m.Data, "From: <"+m.Sender+">\r\nTo: <"+to+">\r\nSubject: hello\r\n\r\nhello\r\n")
 	c, err := s.Dial(m.Src)
 	if err != nil {
 		return Result{}, err
@@ -163,7 +167,7 @@ func (s *Server) Send(m Mail) (Result, error) {
 		{"EHLO", "EHLO " + m.Helo},
 		{"AUTH", "AUTH PLAIN " + auth},
 		{"MAIL", "MAIL FROM:<" + m.Sender + ">"},
-		{"RCPT", "RCPT TO:<" + m.To + "@" + Domain + ">"},
+		{"RCPT", "RCPT TO:<" + to + ">"},
 		{"DATA", "DATA"},
 		{"message", m.Data + "."},
 	}

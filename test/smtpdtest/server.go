@@ -20,6 +20,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -46,6 +47,9 @@ const (
 	// Dir is the folder, as smtpd and the filters see it, of the programs,
 	// Config.Files and the mail.
 	Dir = "/run/test"
+
+	// State is the folder that the filters may write to.
+	State = Dir + "/state"
 
 	// patience limits every wait. Only a hang uses it up.
 	patience = 60 * time.Second
@@ -81,6 +85,10 @@ type Config struct {
 	// Users are the only users there are. Empty: every user exists.
 	Users []string
 
+	// StateSize is the size of the file system of State, as tmpfs(5) takes
+	// it: "1m". Empty: there is enough.
+	StateSize string
+
 	// TLS offers STARTTLS and AUTH. It needs Release.TLS.
 	TLS bool
 }
@@ -100,11 +108,14 @@ var confTemplate = template.Must(template.New("smtpd.conf").
 pki "mx" key "{{.Dir}}/mx.key"
 table "logins" file:{{.Dir}}/logins
 {{end}}{{if .Users}}table "users" { {{range $i, $u := .Users}}{{if $i}}, {{end}}"{{$u}}@{{$.Domain}}"{{end}} }
-{{end}}table "anyone" { "@{{.Domain}}" = "nobody" }
+{{end}}table "anyone" { "@{{.Domain}}" = "nobody", "@" = "nobody" }
+listen on socket{{with .Filter}} filter "{{.}}"{{end}}
 {{range .Addrs}}listen on {{.}} port 25{{if $.TLS}} tls pki "mx" auth-optional <logins>{{end}} hostname {{$.Hostname}}{{with $.Filter}} filter "{{.}}"{{end}}
 {{end}}action "inbox" maildir "{{.Dir}}/mail/%{rcpt.user}" junk virtual <anyone>
 match from any for {{if .Users}}rcpt-to <users>{{else}}domain "{{.Domain}}"{{end}} action "inbox"
-`))
+match from local ! for domain "{{.Domain}}" action "inbox"
+{{if .TLS}}match auth from any ! for domain "{{.Domain}}" action "inbox"
+{{end}}`))
 
 // String returns the smtpd.conf of c.
 func (c Config) String() string {
@@ -146,36 +157,68 @@ func Start(c Config) (*Server, error) {
 	if c.TLS && !c.Release.TLS {
 		return nil, fmt.Errorf("OpenSMTPD %s has no working TLS", c.Release.Version)
 	}
-	s := &Server{conf: c, exited: make(chan struct{})}
+	s := &Server{conf: c}
 	if err := s.prepare(); err != nil {
 		s.release()
 		return nil, err
 	}
-	log, err := os.Create(s.path("smtpd.log"))
-	if err != nil {
+	if err := s.launch(); err != nil {
 		s.release()
 		return nil, err
 	}
-	defer log.Close()
-	s.cmd = c.Release.command("/usr/sbin/smtpd", "-d", "-v", "-T", "filters", "-f", Dir+"/smtpd.conf")
-	s.cmd.Stdout, s.cmd.Stderr = log, log
-	if err := s.cmd.Start(); err != nil {
-		s.release()
-		return nil, err
-	}
-	go func() {
-		_ = s.cmd.Wait() // the status says little: 0 also when a filter died
-		close(s.exited)
-	}()
-	if err := s.poll("smtpd greets", func() (bool, error) { return s.greets() == nil, nil }); err != nil {
+	if err := s.greeted(); err != nil {
 		err = errors.Join(err, s.Stop())
 		return nil, fmt.Errorf("%w\nsmtpd.log:\n%s", err, s.log)
 	}
 	return s, nil
 }
 
-// path is the place of a file of Dir as this program sees it.
-func (s *Server) path(name string) string { return filepath.Join(s.conf.Release.Root, Dir, name) }
+// Restart ends smtpd and its filters, calls meanwhile, which may be nil, and
+// starts them again. Files, mail and log stay.
+func (s *Server) Restart(meanwhile func() error) error {
+	if err := s.end(); err != nil {
+		return err
+	}
+	if meanwhile != nil {
+		if err := meanwhile(); err != nil {
+			return err
+		}
+	}
+	if err := s.launch(); err != nil {
+		return err
+	}
+	return s.greeted()
+}
+
+func (s *Server) launch() error {
+	log, err := os.OpenFile(s.Path("smtpd.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	s.cmd = s.conf.Release.command("/usr/sbin/smtpd", "-d", "-v", "-T", "filters", "-f", Dir+"/smtpd.conf")
+	s.cmd.Stdout, s.cmd.Stderr = log, log
+	// As stdbuf(1) does: a line is one write. Else the processes of smtpd write
+	// into each other's lines.
+	s.cmd.Env = append(os.Environ(), "LD_PRELOAD=/usr/libexec/coreutils/libstdbuf.so", "_STDBUF_E=L")
+	if err := s.cmd.Start(); err != nil {
+		return err
+	}
+	cmd, exited := s.cmd, make(chan struct{})
+	s.exited = exited
+	go func() {
+		_ = cmd.Wait() // the status says little: 0 also when a filter died
+		close(exited)
+	}()
+	return nil
+}
+
+func (s *Server) greeted() error {
+	return s.poll("smtpd greets", func() (bool, error) { return s.greets() == nil, nil })
+}
+
+// Path is the place of a file of Dir as this program sees it.
+func (s *Server) Path(name string) string { return filepath.Join(s.conf.Release.Root, Dir, name) }
 
 func (s *Server) prepare() error {
 	root := s.conf.Release.Root
@@ -184,11 +227,14 @@ func (s *Server) prepare() error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(s.path("mail"), 0o755); err != nil {
+	if err := os.MkdirAll(s.Path("mail"), 0o755); err != nil {
 		return err
 	}
 	const nobody = 65534
-	if err := os.Chown(s.path("mail"), nobody, nobody); err != nil {
+	if err := os.Chown(s.Path("mail"), nobody, nobody); err != nil {
+		return err
+	}
+	if err := s.makeState(); err != nil {
 		return err
 	}
 
@@ -217,12 +263,12 @@ func (s *Server) prepare() error {
 		if name == "mx.key" {
 			mode = 0o600 // else smtpd refuses it
 		}
-		if err := os.WriteFile(s.path(name), []byte(text), mode); err != nil {
+		if err := os.WriteFile(s.Path(name), []byte(text), mode); err != nil {
 			return err
 		}
 	}
 	for _, name := range []string{"hosts", "resolv.conf"} {
-		if err := s.bind(s.path(name), filepath.Join(root, "/etc", name)); err != nil {
+		if err := s.bind(s.Path(name), filepath.Join(root, "/etc", name)); err != nil {
 			return err
 		}
 	}
@@ -235,11 +281,32 @@ func (s *Server) prepare() error {
 		if err != nil {
 			return err
 		}
-		if err := os.WriteFile(s.path(program), data, 0o755); err != nil {
+		if err := os.WriteFile(s.Path(program), data, 0o755); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// makeState makes State for the user that smtpd runs filters as.
+func (s *Server) makeState() error {
+	passwd, err := os.ReadFile(filepath.Join(s.conf.Release.Root, "/etc/passwd"))
+	if err != nil {
+		return err
+	}
+	uid := regexp.MustCompile(`(?m)^opensmtpd:[^:]*:(\d+):(\d+):`).FindSubmatch(passwd)
+	if uid == nil {
+		return errors.New("no user opensmtpd")
+	}
+	state := s.Path("state")
+	if err := os.Mkdir(state, 0o700); err != nil {
+		return err
+	}
+	options := fmt.Sprintf("mode=700,uid=%s,gid=%s", uid[1], uid[2])
+	if s.conf.StateSize != "" {
+		options += ",size=" + s.conf.StateSize
+	}
+	return s.mount("none", state, "tmpfs", 0, options)
 }
 
 func (s *Server) mount(source, target, kind string, flags uintptr, data string) error {
@@ -363,6 +430,13 @@ func (s *Server) Check() error {
 // Stop ends smtpd and waits until it and its filters are gone. The mail is
 // gone too; the log stays.
 func (s *Server) Stop() error {
+	err := s.end()
+	s.log = s.Log()
+	s.release()
+	return err
+}
+
+func (s *Server) end() error {
 	_ = s.cmd.Process.Signal(syscall.SIGTERM)
 	var errs []error
 	select {
@@ -381,8 +455,6 @@ func (s *Server) Stop() error {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	s.log = s.Log()
-	s.release()
 	return errors.Join(errs...)
 }
 
@@ -391,7 +463,7 @@ func (s *Server) filters() map[int]string {
 	programs := map[int]string{}
 	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
 	for _, e := range exes {
-		if p, err := os.Readlink(e); err == nil && strings.HasPrefix(p, s.path("")+"/") {
+		if p, err := os.Readlink(e); err == nil && strings.HasPrefix(p, s.Path("")+"/") {
 			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
 			programs[pid] = filepath.Base(p)
 		}
@@ -416,9 +488,20 @@ func (s *Server) Signal(program string, sig syscall.Signal) error {
 	return nil
 }
 
+// Run runs a command line, as sh takes it, in Dir as smtpd and the filters see
+// it, as root and beside them. It returns what the command writes.
+func (s *Server) Run(line string) (output string, err error) {
+	cmd := s.conf.Release.command("/bin/sh", "-c", "cd "+Dir+" && "+line)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s: %w\n%s", line, err, out)
+	}
+	return string(out), err
+}
+
 // WriteFile replaces one of Config.Files.
 func (s *Server) WriteFile(name, text string) error {
-	return os.WriteFile(s.path(name), []byte(text), 0o644)
+	return os.WriteFile(s.Path(name), []byte(text), 0o644)
 }
 
 // Log returns what smtpd has logged so far, with the filters' own lines as
@@ -427,7 +510,7 @@ func (s *Server) Log() string {
 	if len(s.mounts) == 0 {
 		return s.log
 	}
-	b, _ := os.ReadFile(s.path("smtpd.log"))
+	b, _ := os.ReadFile(s.Path("smtpd.log"))
 	return string(b)
 }
 
@@ -471,7 +554,7 @@ func (m Message) Body() string {
 func (s *Server) Mail(user string) ([]Message, error) {
 	var all []Message
 	for _, dir := range []string{"new", ".Junk/new"} {
-		files, err := filepath.Glob(filepath.Join(s.path("mail"), user, dir, "*"))
+		files, err := filepath.Glob(filepath.Join(s.Path("mail"), user, dir, "*"))
 		if err != nil {
 			return nil, err
 		}

@@ -18,6 +18,7 @@ GO =		go
 GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -ldflags "-s -w -X opensmtpd-filters/pkg/cli.version=${VERSION}"
 STATICCHECK =	${GO} run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME =	1m
+RECORDS =	5000000
 
 all:
 	@for f in ${FILTERS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
@@ -33,9 +34,11 @@ test: all
 	${GO} test `${GO} list ./... | grep -v /test$$`
 	${GO} test -count=1 ./test
 
+# With up to RECORDS records in the store of filter-greylist.
 bench: all
+	@if [ `id -u` = 0 ]; then test/install.sh bench || :; fi
 	@${GOBUILD} -o bin/ ./bench/passthrough
-	@${GO} run ./bench
+	@${GO} run ./bench -records ${RECORDS}
 	@${GO} test -run '^$$' -bench . -benchmem ./pkg/...
 
 # Every fuzz target for FUZZTIME. On a busy machine go test may report the end of

@@ -17,6 +17,7 @@ func main() {
 	log.SetFlags(0)
 	runs := flag.Int("runs", 5, "measure each command this often, and take the median")
 	bin := flag.String("bin", "bin", "folder of the built programs")
+	records := flag.Int("records", 5_000_000, "measure filter-greylist with up to this many records stored")
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "bench")
 	check(err)
@@ -36,6 +37,7 @@ func main() {
 	names(*bin, dir, *runs)
 	burst(*bin)
 	verdicts(*bin)
+	check(greylisting(*bin, *records))
 }
 
 func generate(path string, g *stream, sessions int) {

@@ -16,11 +16,10 @@ import (
 
 // state is what is kept of a session.
 type state struct {
-	lookup  *filter.Future[senderscore.Result] // nil: result is there, or there is none
-	result  senderscore.Result
-	blocked bool   // the client was refused
-	said    string // the action as last logged
-	headed  bool   // in -testMode: the message has its field
+	lookup *filter.Future[senderscore.Result] // nil: result is there, or there is none
+	result senderscore.Result
+	said   string // the action as last logged
+	headed bool   // in -testMode: the message has its field
 }
 
 // phases are all at which the filter may be asked.
@@ -150,8 +149,7 @@ func (c *checker) conclude(s *filter.Session[state], p filter.Phase) filter.Resp
 
 	r, action := filter.Proceed(), "proceed"
 	switch {
-	case res.Score < c.flags.blockBelow && c.blocksAt(s, p):
-		s.Local.blocked = true
+	case res.Score < c.flags.blockBelow && c.blocksAt(p):
 		r, action = filter.Disconnect(c.flags.reply.Code, c.flags.reply.Enhanced, c.flags.reply.Expand().Text), "disconnect"
 	case res.Score < c.flags.junkBelow && c.junksAt(p):
 		r, action = filter.Junk(), "junk"
@@ -171,11 +169,11 @@ func (c *checker) conclude(s *filter.Session[state], p filter.Phase) filter.Resp
 
 // blocksAt reports whether a client is refused at p: at -blockPhase, or if that
 // was not asked, at the next phase.
-func (c *checker) blocksAt(s *filter.Session[state], p filter.Phase) bool {
+func (c *checker) blocksAt(p filter.Phase) bool {
 	if c.flags.testMode {
 		return p == c.flags.phase
 	}
-	return p == c.flags.phase || p > c.flags.phase && p != filter.Quit && !s.Local.blocked
+	return p == c.flags.phase || p > c.flags.phase && p != filter.Quit
 }
 
 // junksAt reports whether a client may be junked at p: smtpd takes it once. In
@@ -238,6 +236,8 @@ func (c *checker) lookup(addr netip.Addr, stdout io.Writer) error {
 		if result.Err != nil {
 			why += ", " + result.Err.Error()
 		}
+		cancel()
+		c.scores.Run(ctx) // the query counts
 	}
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	defer w.Flush()

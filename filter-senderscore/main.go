@@ -102,9 +102,7 @@ func stateFile() string {
 	return "/var/db/filter-senderscore/state"
 }
 
-var (
-	validZone = regexp.MustCompile(`^[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?$`)
-)
+var validZone = regexp.MustCompile(`^[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?$`)
 
 const maxZone = 253 - len("255.255.255.255.")
 

@@ -21,6 +21,7 @@ import (
 
 // scores are the clients of these tests; noScore has none.
 var scores = map[string]int{
+	"203.0.113.4":   42, // on a blocklist of serveLists, too
 	"203.0.113.5":   5,
 	"203.0.113.42":  42,
 	"203.0.113.100": 100,
@@ -112,7 +113,7 @@ func (s server) wantScore(addr string, words ...string) {
 }
 
 // The line of the tutorials, with its delays.
-func TestSenderscoreTutorial(t *testing.T) {
+func TestSenderScoreTutorial(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveScores(t)
 		s := start(t, senderscore(r, "-blockBelow 10 -junkBelow 70 -slowFactor 5000"))
@@ -160,7 +161,7 @@ func TestSenderscoreTutorial(t *testing.T) {
 	})
 }
 
-func TestSenderscorePhases(t *testing.T) {
+func TestSenderScorePhases(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveScores(t)
 		for phase, want := range map[string]string{
@@ -180,7 +181,7 @@ func TestSenderscorePhases(t *testing.T) {
 	})
 }
 
-func TestSenderscoreHeader(t *testing.T) {
+func TestSenderScoreHeader(t *testing.T) {
 	const forged = "x-senderscore: 100\r\nSubject: hello\r\nX-SenderScore:\r\n 100\r\n\r\nX-SenderScore: text\r\n"
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveScores(t)
@@ -194,7 +195,7 @@ func TestSenderscoreHeader(t *testing.T) {
 	})
 }
 
-func TestSenderscoreLogin(t *testing.T) {
+func TestSenderScoreLogin(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		if !r.TLS {
 			t.Skipf("OpenSMTPD %s has no working TLS with OpenSSL 3", r.Version)
@@ -213,7 +214,7 @@ func TestSenderscoreLogin(t *testing.T) {
 }
 
 // Filters before and after decide too.
-func TestSenderscoreChain(t *testing.T) {
+func TestSenderScoreChain(t *testing.T) {
 	other := func(script string) smtpdtest.Filter {
 		return smtpdtest.Filter{Name: "other", Command: "scripted " + script}
 	}
@@ -247,8 +248,53 @@ func TestSenderscoreChain(t *testing.T) {
 	}
 }
 
+// Who is junked at connect, where filter-dnsbl is not asked then, it refuses all
+// the same.
+func TestSenderScoreBeforeDnsbl(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		serveScores(t)
+		serveLists(t)
+		c := dnsbl(r, "-blockAt 1 bl.spamcop.net")
+		c.Filters = []smtpdtest.Filter{senderscoreFilter("-blockBelow 10 -junkBelow 70"), c.Filters[0]}
+		s := start(t, c)
+		s.tested("bl.spamcop.net")
+		for src, want := range map[string]string{
+			"203.0.113.4": "EHLO 550", "203.0.113.5": "greeting 550 closed", "203.0.113.42": "junk", "203.0.113.100": "inbox",
+		} {
+			if got := s.outcome(smtpdtest.Mail{Src: src, To: user(src)}); got != want {
+				t.Errorf("from %s: %s, want %s", src, got, want)
+			}
+		}
+		s.wantScore("203.0.113.4", "action=junk")
+	})
+}
+
+// A zone that refuses says so once, and mail passes.
+func TestSenderScoreRefused(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		dns, err := filtertest.StartDNS(scoreDNS, "*."+scoreZone+" A 127.255.255.255\n")
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(dns.Close)
+		s := start(t, senderscore(r, "-blockBelow 10 -junkBelow 70 -slowFactor 5000"))
+		for src := range scores {
+			if got := s.outcome(smtpdtest.Mail{Src: src, To: user(src)}); got != "inbox" {
+				t.Errorf("from %s: %s, want inbox", src, got)
+			}
+			s.wantScore(src, "score=none why=refused")
+		}
+		if n := strings.Count(s.Log(), "registered with Validity"); n != 1 {
+			t.Errorf("registration is named %d times", n)
+		}
+		if q := dns.Queries(); len(q) != 1 {
+			t.Errorf("asked %v", q)
+		}
+	})
+}
+
 // Without an answer of the DNS, mail passes.
-func TestSenderscoreNoDNS(t *testing.T) {
+func TestSenderScoreNoDNS(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		s := start(t, senderscore(r, "-blockBelow 101 -junkBelow 101 -slowFactor 5000 -timeout 500ms -scoreHeader"))
 		if got := s.outcome(smtpdtest.Mail{Src: "203.0.113.5", To: "bob"}); got != "inbox" {

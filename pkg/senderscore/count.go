@@ -2,6 +2,7 @@ package senderscore
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,12 +16,18 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 )
 
 const (
 	// window is how many days a query counts, after its own.
 	window = 30
+
+	// keep is how many days the file and the process remember, those nearest to
+	// today: a wrong clock drives nothing out that counts when it is right
+	// again, and what it counted does not stay for ever.
+	keep = 100
 
 	// reserve is how many queries the file is ahead. So many are counted for
 	// nothing when the process is killed, but none is forgotten.
@@ -44,8 +51,7 @@ func (d day) String() string { return time.Unix(int64(d)*24*60*60, 0).UTC().Form
 func (d day) near(now day) bool { return now-window <= d && d <= now+window }
 
 // A count is the number of queries of each day, and the file that keeps it.
-// Several processes may share a file: each adds its own. At the worst, when two
-// write at the same moment, the queries that one has added are lost.
+// Several processes may share a file: each adds its own.
 type count struct {
 	path string
 	log  *slog.Logger
@@ -150,37 +156,51 @@ func (c *count) run(ctx context.Context) {
 
 // save adds what is ours to the file, and for today so much ahead.
 func (c *count) save(ahead int) error {
+	tmp, err := create(c.path)
+	if err != nil {
+		return err
+	}
 	file, err := readState(c.path)
 	c.mu.Lock()
 	if err != nil {
 		file = maps.Clone(c.file) // it is gone, or not what it was
 	}
 	now := today()
+	prune(c.mine, now)
 	want := maps.Clone(c.mine)
 	if ahead > 0 {
 		want[now] += ahead
 	}
-	for _, m := range []map[day]int{want, c.filed} {
-		for d := range m {
-			file[d] += 0
-		}
+	for d, n := range c.filed {
+		file[d] -= n
+	}
+	for d, n := range want {
+		file[d] += n
 	}
 	for d := range file {
-		file[d] = max(0, file[d]+want[d]-c.filed[d])
+		file[d] = max(file[d], want[d])
 	}
-	drop := func(d day, n int) bool { return d < now-window || n == 0 }
-	for _, m := range []map[day]int{file, want, c.mine} {
-		maps.DeleteFunc(m, drop)
-	}
+	maps.DeleteFunc(file, func(_ day, n int) bool { return n == 0 })
+	prune(file, now)
+	maps.DeleteFunc(want, func(d day, _ int) bool { return file[d] == 0 })
 	c.mu.Unlock()
 
-	if err := writeState(c.path, formatState(file)); err != nil {
+	if err := replace(c.path, tmp, formatState(file)); err != nil {
 		return err
 	}
 	c.mu.Lock()
 	c.file, c.filed = file, want
 	c.mu.Unlock()
 	return nil
+}
+
+// prune leaves the days that are kept.
+func prune(days map[day]int, now day) {
+	away := func(d day) day { return max(d-now, now-d) }
+	byDistance := slices.SortedFunc(maps.Keys(days), func(a, b day) int { return cmp.Compare(away(a), away(b)) })
+	for _, d := range byDistance[min(keep, len(days)):] {
+		delete(days, d)
+	}
 }
 
 func readState(path string) (map[day]int, error) {
@@ -246,32 +266,60 @@ func formatState(days map[day]int) []byte {
 	return text
 }
 
-// writeState replaces the file as a whole, even if the power fails.
-func writeState(path string, text []byte) (err error) {
+// create makes the file that is to replace path, and waits while another process
+// does the same. What a killed one has left is removed after 5 seconds.
+func create(path string) (*os.File, error) {
 	if err := regular(path); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
+		return nil, err
 	}
 	tmp := path + ".tmp"
-	os.Remove(tmp) // what a killed process has left
-	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-	if err != nil {
-		return err
+	for try := 0; ; try++ {
+		f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+		if !errors.Is(err, fs.ErrExist) || try > 500 {
+			return f, err
+		}
+		if try == 500 {
+			os.Remove(tmp)
+		} else {
+			time.Sleep(10 * time.Millisecond)
+		}
 	}
-	_, err = f.Write(text)
-	if e := f.Sync(); err == nil {
+}
+
+// replace puts tmp, with this text, in the place of path as a whole, even if the
+// power fails.
+func replace(path string, tmp *os.File, text []byte) error {
+	share(path, tmp)
+	_, err := tmp.Write(text)
+	if e := tmp.Sync(); err == nil {
 		err = e
 	}
-	if e := f.Close(); err == nil {
+	if e := tmp.Close(); err == nil {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(tmp, path)
+		err = os.Rename(tmp.Name(), path)
 	}
 	if err != nil {
-		os.Remove(tmp)
+		os.Remove(tmp.Name())
 	}
 	return err
+}
+
+// share makes tmp a file that every process can read, whatever the umask, and
+// gives it to the owner of path, or of its folder if there is none yet. Only root
+// can do that, and only root has to: in a sticky folder the filter could not
+// replace a file of root's.
+func share(path string, tmp *os.File) {
+	_ = tmp.Chmod(0o644)
+	fi, err := os.Stat(path)
+	if err != nil {
+		fi, err = os.Stat(filepath.Dir(path))
+	}
+	if err != nil {
+		return
+	}
+	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+		_ = tmp.Chown(int(st.Uid), int(st.Gid))
+	}
 }

@@ -3,10 +3,14 @@ package senderscore
 import (
 	"bytes"
 	"context"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -39,7 +43,7 @@ func ask(c *Client, z *zone, n int) {
 }
 
 func TestRestart(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "new", "state")
+	path := filepath.Join(t.TempDir(), "state")
 	synctest.Test(t, func(t *testing.T) {
 		z := newZone(nil)
 		want := 0
@@ -105,17 +109,14 @@ func TestFileTrouble(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "sub", "state")
 	synctest.Test(t, func(t *testing.T) {
-		// The folder cannot be made, then it can.
-		if err := os.WriteFile(filepath.Join(dir, "sub"), nil, 0o644); err != nil {
-			t.Fatal(err)
-		}
+		// There is no folder, nor is one made. Then there is.
 		z := newZone(nil)
 		c, stop := start(path, z)
 		ask(c, z, 10)
 		if c.Used() != 10 {
 			t.Errorf("%d queries, want 10", c.Used())
 		}
-		if err := os.Remove(filepath.Join(dir, "sub")); err != nil {
+		if err := os.Mkdir(filepath.Join(dir, "sub"), 0o755); err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(2 * retryState)
@@ -127,6 +128,7 @@ func TestFileTrouble(t *testing.T) {
 		for _, spoil := range []func() error{
 			func() error { return os.Remove(path) },
 			func() error { return os.WriteFile(path, []byte("nonsense\n"), 0o644) },
+			func() error { return os.WriteFile(path, nil, 0o644) },
 		} {
 			if err := spoil(); err != nil {
 				t.Fatal(err)
@@ -134,13 +136,13 @@ func TestFileTrouble(t *testing.T) {
 			ask(c, z, 2*reserve)
 		}
 		stop()
-		if days, err := readState(path); err != nil || days[today()] != 10+4*reserve {
+		if days, err := readState(path); err != nil || days[today()] != 10+6*reserve {
 			t.Errorf("at the end: %v, %v", days, err)
 		}
 	})
 }
 
-// What is old goes, what a wrong clock has left does not count.
+// What is old, or what a wrong clock has left, does not count.
 func TestWindow(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "state")
 	synctest.Test(t, func(t *testing.T) { // on 2000-01-01
@@ -158,11 +160,152 @@ func TestWindow(t *testing.T) {
 		}
 		stop()
 		got, err := os.ReadFile(path)
-		const want = "1999-12-31 68\n2000-01-01 8\n2000-01-31 16\n2000-02-01 32\n"
+		const want = "1999-12-01 1\n1999-12-02 2\n1999-12-31 68\n2000-01-01 8\n2000-01-31 16\n2000-02-01 32\n"
 		if _, lines, _ := strings.Cut(string(got), "\n"); err != nil || lines != want {
 			t.Errorf("%s%v", got, err)
 		}
 	})
+}
+
+// The days nearest to today are kept: a clock that is far ahead or behind for a
+// while costs nothing, and what it has left goes.
+func TestKeep(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	synctest.Test(t, func(t *testing.T) { // on 2000-01-01
+		now := today()
+		for _, right := range []day{now - 20000, now + 20000} {
+			file := make(map[day]int)
+			for i := range window + 1 {
+				file[right-day(i)] = 1
+			}
+			if err := os.WriteFile(path, formatState(file), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			c, stop := start(path, newZone(nil))
+			ask(c, newZone(nil), 1)
+			stop()
+			if n, _ := newCount(path, nil).used(right); n != window+1 {
+				t.Errorf("%d queries known on %v after a day on %v, want %d", n, right, now, window+1)
+			}
+		}
+
+		file := make(map[day]int)
+		for i := range day(300) {
+			file[now+10-i] = 1
+			file[now-20000-i] = 1
+		}
+		if err := os.WriteFile(path, formatState(file), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, stop := start(path, newZone(nil))
+		stop()
+		days, err := readState(path)
+		first := slices.Min(slices.Collect(maps.Keys(days)))
+		if err != nil || len(days) != keep || first != now-keep+11 {
+			t.Errorf("%d days, the first is %v, %v", len(days), first, err)
+		}
+	})
+}
+
+// Any number of processes may write at a time.
+func TestShareMoment(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	synctest.Test(t, func(t *testing.T) {
+		var wg sync.WaitGroup
+		for range 8 {
+			c := newCount(path, slog.New(slog.DiscardHandler))
+			wg.Go(func() {
+				for range 10 {
+					c.take(today(), 0)
+					if err := c.save(0); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+		if days, err := readState(path); err != nil || days[today()] != 80 {
+			t.Errorf("%v, %v, want 80", days, err)
+		}
+	})
+}
+
+// What a killed process has left is in the way for some seconds only.
+func TestLeftOver(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "state")
+	other := filepath.Join(t.TempDir(), "other")
+	if err := os.WriteFile(other, []byte("2000-01-01 7\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, leave := range map[string]func() error{
+		"file":  func() error { return os.WriteFile(path+".tmp", []byte("2000-01-0"), 0o644) },
+		"link":  func() error { return os.Symlink(other, path+".tmp") },
+		"stale": func() error { return os.Symlink("nosuch", path+".tmp") },
+	} {
+		if err := leave(); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Test(t, func(t *testing.T) {
+			c := newCount(path, slog.New(slog.DiscardHandler))
+			begin := time.Now()
+			c.take(today(), 0)
+			if err := c.save(0); err != nil || time.Since(begin) > 5*time.Second {
+				t.Errorf("%s: %v after %v", name, err, time.Since(begin))
+			}
+		})
+	}
+	if days, err := readState(path); err != nil || days[10957] != 3 {
+		t.Errorf("%v, %v", days, err)
+	}
+	if text, err := os.ReadFile(other); err != nil || string(text) != "2000-01-01 7\n" {
+		t.Errorf("followed a link: %q, %v", text, err)
+	}
+}
+
+// A file that root writes stays the filter's, whatever root's umask.
+func TestOwner(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("not root")
+	}
+	defer syscall.Umask(syscall.Umask(0o077))
+	dir := t.TempDir()
+	if err := os.Chown(dir, 65534, 65533); err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dir, "state")
+	for _, want := range []int{65534, 65532} { // of the folder, then of the file
+		c := newCount(path, slog.New(slog.DiscardHandler))
+		c.take(today(), 0)
+		if err := c.save(0); err != nil {
+			t.Fatal(err)
+		}
+		fi, err := os.Stat(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if st := fi.Sys().(*syscall.Stat_t); int(st.Uid) != want || fi.Mode() != 0o644 {
+			t.Errorf("uid %d, mode %v, want %d, 0644", st.Uid, fi.Mode(), want)
+		}
+		if err := os.Chown(path, 65532, 65532); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// What is not a file is left alone, and nobody waits for it.
+func TestNoFile(t *testing.T) {
+	dir := t.TempDir()
+	pipe := filepath.Join(dir, "pipe")
+	if err := syscall.Mkfifo(pipe, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{pipe, dir, "/dev/null"} {
+		c := newCount(path, slog.New(slog.DiscardHandler))
+		c.take(today(), 0)
+		if err := c.save(0); err == nil || !strings.Contains(err.Error(), "not a regular file") {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }
 
 func TestParseState(t *testing.T) {

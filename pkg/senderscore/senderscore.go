@@ -142,7 +142,7 @@ func New(o Options) *Client {
 	return c
 }
 
-// Run keeps the state file up to date until ctx ends.
+// Run keeps the state file up to date until ctx ends, and writes it then.
 func (c *Client) Run(ctx context.Context) { c.count.run(ctx) }
 
 // Used returns the number of queries of the last 30 days.
@@ -265,7 +265,8 @@ func (c *Client) learn(now time.Time, addr netip.Addr, r Result) {
 	case Known:
 		keep = c.opts.MaxTTL
 	}
-	if c.refused && r.Status != Failed {
+	// What was asked before the pause began does not end it.
+	if c.probing && r.Status != Failed {
 		c.refused, c.probing = false, false
 		c.opts.Log.Info("the zone answers again", "zone", c.opts.Zone)
 	}

@@ -288,6 +288,29 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// An answer to what was asked before the pause began does not end it.
+func TestPauseMixed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		z := newZone(map[string]string{name(1): "127.255.255.255", name(2): "127.0.4.42"})
+		c, log := client(Options{Resolver: z})
+		var wg sync.WaitGroup
+		wg.Go(func() { look(c, 1) })
+		time.Sleep(50 * time.Millisecond)
+		wg.Go(func() { look(c, 2) })
+		wg.Go(func() { look(c, 3) })
+		wg.Wait()
+		if got := look(c, 2); got != "42" {
+			t.Error(got)
+		}
+		if got := look(c, 4); got != "refused" || z.count() != 3 {
+			t.Errorf("%s, %d queries", got, z.count())
+		}
+		if n := strings.Count(log.String(), "\n"); n != 1 {
+			t.Errorf("log:\n%s", log)
+		}
+	})
+}
+
 // While the zone refuses, scores that are known stay.
 func TestPauseKeeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -33,23 +33,21 @@ type operator struct {
 
 // usages are the arguments of the commands.
 var usages = map[string]string{
-	"list":   "[grey|pass|pair|list] [-json]",
-	"allow":  "KEY...",
-	"delete": "KEY...",
-	"stats":  "[-json]",
-	"export": "",
-	"import": "[FILE...]",
+	"list":    "[grey|pass|pair|list] [-json]",
+	"explain": "ADDRESS SENDER RECIPIENT [HELO]",
+	"allow":   "KEY...",
+	"delete":  "KEY...",
+	"stats":   "[-json]",
+	"export":  "",
+	"import":  "[FILE...]",
 }
 
 func usageError(name string) error {
 	return errors.New("usage: filter-greylist [flags] " + strings.TrimSpace(name+" "+usages[name]))
 }
 
-// command carries out one command; args begins with its name.
+// command carries out one command, whose name args begins with.
 func (o *operator) command(ctx context.Context, args []string) error {
-	if len(args) == 0 {
-		return errors.New("no command")
-	}
 	name, args := args[0], args[1:]
 	asJSON := false
 	if name == "list" || name == "stats" {
@@ -79,9 +77,6 @@ func (o *operator) command(ctx context.Context, args []string) error {
 		return o.greylist.Export(ctx, o.out)
 	case name == "import":
 		return o.load(ctx, args)
-	}
-	if _, ok := usages[name]; !ok {
-		return fmt.Errorf("%s is not one of the commands list, explain, allow, delete, stats, export, import", clean(name))
 	}
 	return usageError(name)
 }

@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/metrics"
@@ -20,6 +21,9 @@ import (
 
 // storeTimeout is what a message waits for the store before it passes.
 const storeTimeout = 200 * time.Millisecond
+
+// trapTime is how long a client is refused that has written to a trap.
+const trapTime = 24 * time.Hour
 
 // learnTimeout is for what no client waits for.
 const learnTimeout = 5 * time.Second
@@ -38,6 +42,7 @@ func (c *checker) filter() *filter.Filter[state] {
 		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
 	})
 	f.OnReport(proto.TxMail, c.mailed)
+	f.OnReport(proto.TxReset, c.ended)
 	if len(c.flags.traps) > 0 {
 		f.On(filter.RcptTo, c.trap)
 	}
@@ -59,7 +64,6 @@ func (c *checker) greeted(s *filter.Session[state], l *proto.Line) {
 // mailed begins a transaction: while the client names its recipients, the DNS is
 // asked about the sender.
 func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
-	s.Local.spf, s.Local.header = nil, ""
 	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok || c.flags.spf == "off" || s.Tx.ID == "" {
 		return
 	}
@@ -67,6 +71,11 @@ func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
 	s.Local.spf = filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) greylist.Result {
 		return c.spf.Check(ctx, addr, from, helo)
 	})
+}
+
+// ended forgets a transaction: of the next smtpd may not tell, see decide.
+func (c *checker) ended(s *filter.Session[state], _ *proto.Line) {
+	s.Local.spf, s.Local.header = nil, ""
 }
 
 // ours reports whether it is for us to deliver what a client sends.
@@ -78,7 +87,7 @@ func (c *checker) ours(addr netip.Addr, user string) (why string, ok bool) {
 		return "authenticated", true
 	}
 	for _, p := range c.flags.trusted {
-		if p.Contains(addr) {
+		if p.Contains(addr.WithZone("")) { // none contains a zone
 			return "trusted " + p.String(), true
 		}
 	}
@@ -97,14 +106,23 @@ func (c *checker) exempt(addr netip.Addr, user, name string, fcrdns bool) (word,
 	return "", "", false
 }
 
-// exemptMail reports whether a message is let through for its sender, as far as
-// SPF has proved it, or its recipients.
-func (c *checker) exemptMail(from string, rcpts []string, spf greylist.Result) (word, why string, ok bool) {
+// exemptSender reports whether a message is let through for its sender, as far
+// as SPF has proved it.
+func (c *checker) exemptSender(from string, spf greylist.Result) (word, why string, ok bool) {
 	if at, ok := c.senders.Value().Lookup(from, spf.Origin() != ""); ok {
 		return "sender", "-allowSenders " + at.String(), true
 	}
 	if c.flags.spf == "skip" && spf.Origin() != "" {
 		return "spf", "SPF pass for " + spf.Domain, true
+	}
+	return "", "", false
+}
+
+// exemptMail reports whether a message is let through for its sender or all of
+// its recipients.
+func (c *checker) exemptMail(from string, rcpts []string, spf greylist.Result) (word, why string, ok bool) {
+	if word, why, ok := c.exemptSender(from, spf); ok {
+		return word, why, true
 	}
 	for _, rcpt := range rcpts {
 		if why, ok = c.exemptRcpt(rcpt); !ok {
@@ -118,8 +136,8 @@ func (c *checker) exemptRcpt(rcpt string) (why string, ok bool) {
 	if at, ok := c.rcpts.Value().Lookup(rcpt); ok {
 		return "-allowRecipients " + at.String(), true
 	}
-	if only := c.only.Value(); only.Len() > 0 {
-		if _, ok := only.Lookup(rcpt); !ok {
+	if len(c.flags.onlyRecipients) > 0 { // which may be empty, or become so
+		if _, ok := c.only.Value().Lookup(rcpt); !ok {
 			return "not in -onlyRecipients", true
 		}
 	}
@@ -133,37 +151,48 @@ func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Re
 		return c.letPass(s, word, why)
 	}
 	rcpts := s.Tx.Rcpts
-	if req.Phase == filter.RcptTo {
+	switch {
+	case req.Phase == filter.RcptTo:
 		// Callouts come with the null sender and go before DATA, and
 		// recipients that are exempt decide for nobody else.
 		if _, ok := c.exemptRcpt(req.Arg); ok || s.Tx.From == "" {
 			return filter.Undecided()
 		}
 		rcpts = []string{req.Arg}
-	}
-	if len(rcpts) == 0 {
-		return filter.Proceed()
+	case len(rcpts) == 0:
+		// smtpd takes addresses of over 255 bytes and does not tell of them:
+		// nobody shall pass by writing long ones.
+		rcpts = []string{""}
 	}
 	return c.withSPF(s, func(spf greylist.Result) filter.Response {
 		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, spf); ok {
 			return c.letPass(s, word, why)
 		}
 		a := attempt(s, rcpts[0], spf)
-		return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) outcome {
-			d, err := c.greylist.Decide(ctx, a)
-			return outcome{d, err}
-		}), func(o outcome, err error) filter.Response {
-			if err = cmp.Or(err, o.err); err != nil {
-				return c.noStore(s, err)
-			}
-			return c.conclude(s, spf, o.Decision)
+		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
+			return c.greylist.Decide(ctx, a)
+		}, func(d greylist.Decision) filter.Response {
+			return c.conclude(s, d, "spf", shownSPF(spf))
 		})
 	})
 }
 
-type outcome struct {
-	greylist.Decision
-	err error
+// ask goes on with what the records say. If they are not there in time the
+// message passes.
+func ask[T any](c *checker, s *filter.Session[state], work func(context.Context) (T, error), then func(T) filter.Response) filter.Response {
+	type answer struct {
+		value T
+		err   error
+	}
+	return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) answer {
+		v, err := work(ctx)
+		return answer{v, err}
+	}), func(a answer, err error) filter.Response {
+		if err = cmp.Or(err, a.err); err != nil {
+			return c.noStore(s, err)
+		}
+		return then(a.value)
+	})
 }
 
 // withSPF goes on when it is known what SPF says, or that it will not be.
@@ -183,21 +212,21 @@ func attempt(s *filter.Session[state], rcpt string, spf greylist.Result) greylis
 	return greylist.Attempt{Time: s.Time(), Addr: s.Src.Addr(), Sender: s.Tx.From, Rcpt: rcpt, SPF: spf.Origin()}
 }
 
-// saw takes note of the time of a line.
+// saw takes note of the time of a line. A clock that was ahead, and was put
+// right, must not make all that is new look old.
 func (c *checker) saw(t time.Time) {
-	if m := t.UnixMicro(); m > c.newest.Load() {
-		c.newest.Store(m) // handlers run one at a time
-	}
+	c.latest.Store(t.UnixMicro())
 }
 
 // conclude logs a decision and returns the answer.
-func (c *checker) conclude(s *filter.Session[state], spf greylist.Result, d greylist.Decision) filter.Response {
-	addr := s.Src.Addr()
-	attrs := []any{"filter", "greylist", "action", "refuse", "reason", d.Reason, "addr", addr,
-		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "origin", d.Origin}
+func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more ...any) filter.Response {
+	action := "refuse"
 	if d.Accept {
-		attrs[3] = "accept"
-	} else {
+		action = "accept"
+	}
+	attrs := []any{"filter", "greylist", "action", action, "reason", d.Reason, "addr", s.Src.Addr(),
+		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "origin", d.Origin}
+	if !d.Accept {
 		attrs = append(attrs, "left", seconds(d.Left))
 	}
 	if d.First {
@@ -209,7 +238,7 @@ func (c *checker) conclude(s *filter.Session[state], spf greylist.Result, d grey
 	if d.Crowded {
 		attrs = append(attrs, "note", "network over -maxPerNet")
 	}
-	attrs = append(attrs, "spf", shownSPF(spf))
+	attrs = append(attrs, more...)
 	if c.flags.DryRun {
 		attrs = append(attrs, "dryRun", true)
 	}
@@ -217,15 +246,17 @@ func (c *checker) conclude(s *filter.Session[state], spf greylist.Result, d grey
 	switch {
 	case d.First:
 		c.setHeader(s, fmt.Sprintf("delayed %d seconds", int64(d.Delay/time.Second)))
+	case d.Reason == greylist.Paired:
+		c.setHeader(s, "not delayed (sender is known)")
 	case d.Accept:
-		c.setHeader(s, fmt.Sprintf("not delayed (%s is known)", map[bool]string{true: "sender", false: d.Origin}[d.Reason == greylist.Paired]))
+		c.setHeader(s, "not delayed ("+d.Origin+" is known)")
 	default:
 		c.setHeader(s, fmt.Sprintf("not delayed (dry run, would be refused as %s)", d.Reason))
 	}
 	if d.Accept || c.flags.DryRun {
 		return filter.Proceed()
 	}
-	r := c.expand(addr, d)
+	r := c.reply(s.Src.Addr(), d)
 	return filter.Reject(r.Code, r.Enhanced, r.Text)
 }
 
@@ -253,10 +284,10 @@ func (c *checker) letPass(s *filter.Session[state], word, why string) filter.Res
 		return filter.Proceed()
 	}
 	c.log.Info(s.ID, attrs...)
-	c.setHeader(s, "not delayed ("+word+" on a list)")
-	if word == "spf" {
-		c.setHeader(s, "not delayed ("+why+")")
+	if word != "spf" {
+		why = word + " on a list"
 	}
+	c.setHeader(s, "not delayed ("+why+")")
 	return filter.Proceed()
 }
 
@@ -275,7 +306,7 @@ func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
 	return filter.Proceed()
 }
 
-// setHeader says what X-Greylist says, unless a client of ours is concerned.
+// setHeader sets what X-Greylist says of the present message.
 func (c *checker) setHeader(s *filter.Session[state], what string) {
 	host := s.Local.host
 	if host == "" {
@@ -285,25 +316,20 @@ func (c *checker) setHeader(s *filter.Session[state], what string) {
 }
 
 // reply is what a refused client is told.
-type reply struct {
-	Code           int
-	Enhanced, Text string
-}
-
-func (c *checker) expand(addr netip.Addr, d greylist.Decision) reply {
+func (c *checker) reply(addr netip.Addr, d greylist.Decision) cli.Reply {
 	_, domain, _ := strings.Cut(d.Rcpt, "@")
-	r := c.flags.reply.Expand(
+	return c.flags.reply.Expand(
 		"%s", fmt.Sprint(int64(d.Left/time.Second)),
 		"%m", fmt.Sprint(int64(math.Ceil(d.Left.Minutes()))),
 		"%i", addr.String(), "%o", d.Origin, "%d", domain)
-	return reply(r)
 }
 
 // trap refuses a client that writes to somebody who does not exist, and
-// remembers it. Whoever is known is let alone.
+// remembers it. Whoever is known is let alone, and so are bounces and callouts:
+// spam is also sent in the name of traps, and good servers answer it.
 func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Response {
 	at, ok := c.traps.Value().Lookup(req.Arg)
-	if !ok {
+	if !ok || s.Tx.ID != "" && s.Tx.From == "" {
 		return filter.Proceed()
 	}
 	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
@@ -311,37 +337,24 @@ func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Resp
 	}
 	c.saw(s.Time())
 	return c.withSPF(s, func(spf greylist.Result) filter.Response {
+		if _, _, ok := c.exemptSender(s.Tx.From, spf); ok {
+			return filter.Proceed()
+		}
 		a := attempt(s, req.Arg, spf)
-		return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) trapped {
-			hit, err := c.greylist.Trap(ctx, a)
-			return trapped{hit, err}
-		}), func(t trapped, err error) filter.Response {
-			if err = cmp.Or(err, t.err); err != nil {
-				return c.noStore(s, err)
-			}
-			if !t.hit {
+		return ask(c, s, func(ctx context.Context) (bool, error) {
+			return c.greylist.Trap(ctx, a)
+		}, func(hit bool) filter.Response {
+			if !hit {
 				return filter.Proceed()
 			}
-			d := greylist.Decision{Reason: greylist.Trapped, Left: trapTime, Origin: a.Addr.String(), Rcpt: greylist.NormalizeRcpt(req.Arg)}
-			attrs := []any{"filter", "greylist", "action", "refuse", "reason", d.Reason, "addr", a.Addr,
-				"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "why", "-trap " + at.String(), "left", seconds(d.Left)}
-			if c.flags.DryRun {
-				c.log.Info(s.ID, append(attrs, "dryRun", true)...)
-				return filter.Proceed()
-			}
-			c.log.Info(s.ID, attrs...)
-			r := c.expand(a.Addr, d)
-			return filter.Reject(r.Code, r.Enhanced, r.Text)
+			return c.conclude(s, trapped(a), "why", "-trap "+at.String())
 		})
 	})
 }
 
-// trapTime is how long a client is refused that has written to a trap.
-const trapTime = 24 * time.Hour
-
-type trapped struct {
-	hit bool
-	err error
+// trapped is the decision on an attempt to write to a trap.
+func trapped(a greylist.Attempt) greylist.Decision {
+	return greylist.Decision{Reason: greylist.Trapped, Left: trapTime, Origin: a.Addr.String(), Rcpt: greylist.NormalizeRcpt(a.Rcpt)}
 }
 
 // committed learns to whom our users write.

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -17,7 +16,7 @@ import (
 // nothing.
 func (c *checker) explain(args []string, stdout io.Writer) error {
 	if len(args) != 3 && len(args) != 4 {
-		return errors.New("explain: the arguments are ADDRESS SENDER RECIPIENT [HELO]")
+		return usageError("explain")
 	}
 	addr, err := netip.ParseAddr(args[0])
 	if err != nil {
@@ -41,12 +40,17 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	}
 	row("address", "%s", addr)
 	name, fcrdns := c.name(ctx, addr)
-	row("name", "%s", clean(name))
+	if fcrdns || name == unknown {
+		row("name", "%s", clean(name))
+	} else {
+		row("name", "%s, which is not at that address", clean(name))
+	}
 	if _, why, ok := c.exempt(addr, "", name, fcrdns); ok {
 		row("answer", "let through, never greylisted: %s", why)
 		return nil
 	}
-	if at, ok := c.traps.Value().Lookup(rcpt); ok {
+	at, trap := c.traps.Value().Lookup(rcpt)
+	if trap {
 		row("trap", "%s", at)
 	}
 	spf := greylist.Result{Status: "off"}
@@ -58,8 +62,8 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 		row("answer", "let through, never greylisted: %s", why)
 		return nil
 	}
-	now := time.Now()
-	d, entries, err := c.greylist.Explain(ctx, greylist.Attempt{Time: now, Addr: addr, Sender: from, Rcpt: rcpt, SPF: spf.Origin()})
+	a := greylist.Attempt{Time: time.Now(), Addr: addr, Sender: from, Rcpt: rcpt, SPF: spf.Origin()}
+	d, entries, err := c.greylist.Explain(ctx, a)
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)
 	}
@@ -73,22 +77,27 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	if len(entries) == 0 {
 		row("record", "none")
 	}
+	if trap && from != "" && d.Key.Kind() != greylist.KindOrigin {
+		d = trapped(a)
+	}
 	if d.Accept {
 		row("answer", "let through: %s, by %s", meaning[d.Reason], d.Origin)
 		return nil
 	}
 	row("answer", "refused: %s, by %s", meaning[d.Reason], d.Origin)
-	r := c.expand(addr, d)
-	row("reply", "%d %s %s", r.Code, r.Enhanced, r.Text)
+	row("reply", "%s", c.reply(addr, d))
 	row("seconds left", "%d", int64(d.Left/time.Second))
 	return nil
 }
+
+// unknown is what smtpd calls a client without a name.
+const unknown = "<unknown>"
 
 // name returns the reverse name of an address, and whether it resolves to it.
 func (c *checker) name(ctx context.Context, addr netip.Addr) (name string, fcrdns bool) {
 	names, err := c.resolver.PTR(ctx, addr)
 	if err != nil || len(names) == 0 {
-		return "<unknown>", false
+		return unknown, false
 	}
 	name = strings.TrimSuffix(names[0], ".")
 	addrs, _ := c.resolver.Addrs(ctx, name)

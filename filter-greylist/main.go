@@ -10,18 +10,14 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
-	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/sqlite"
-	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
@@ -53,177 +49,6 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return c.filter().Main()
 }
 
-// flags are those of the command line.
-type flags struct {
-	*cli.Flags
-	store, keyFile, phaseName, spf, trustedNets, replyText string
-	storeAddresses, learn, header                          bool
-	passTime, greyExp, whiteExp, pairSpan                  cli.Duration
-	mask4, mask6, pairTries, pairNets, maxGrey, maxPerNet  int
-	allowClients, allowSenders, allowRecipients            cli.Strings
-	onlyRecipients, traps                                  cli.Strings
-
-	phase    filter.Phase
-	reply    cli.Reply
-	trusted  []netip.Prefix
-	database string // file of the store, empty if there is none
-}
-
-func newFlags() *flags {
-	f := &flags{
-		Flags: cli.New(cli.Options{
-			Name: "filter-greylist",
-			Synopsis: []string{
-				"[flags]",
-				"[flags] list [grey|pass|pair|list] [-json]",
-				"[flags] explain ADDRESS SENDER RECIPIENT [HELO]",
-				"[flags] allow|delete KEY...",
-				"[flags] stats [-json]",
-				"[flags] export",
-				"[flags] import [FILE...]",
-			},
-			Args: true, DryRun: true, Metrics: true, Resolver: true, Timeout: 5 * time.Second,
-		}),
-		passTime: cli.Duration{Value: time.Minute, Min: time.Second, Max: 24 * time.Hour},
-		greyExp:  cli.Duration{Value: 24 * time.Hour, Min: time.Minute, Max: 30 * 24 * time.Hour},
-		whiteExp: cli.Duration{Value: 36 * 24 * time.Hour, Min: time.Hour, Max: 3650 * 24 * time.Hour},
-		pairSpan: cli.Duration{Value: 15 * time.Minute, Min: time.Second, Max: 24 * time.Hour},
-	}
-	f.StringVar(&f.store, "store", "sqlite:"+stateDir()+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
-	f.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there)")
-	f.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log")
-	f.Var(&f.passTime, "passtime", "accept a retry from the age of `TIME` on")
-	f.Var(&f.greyExp, "greyexp", "count a retry as a first attempt after `TIME`")
-	f.Var(&f.whiteExp, "whiteexp", "forget who has passed after `TIME` without mail")
-	f.StringVar(&f.phaseName, "phase", "data", "decide at `PHASE`: data, when unknown recipients have been refused, or rcpt-to")
-	f.IntVar(&f.mask4, "mask4", 24, "`BITS` of the network that stands for an IPv4 address")
-	f.IntVar(&f.mask6, "mask6", 64, "`BITS` of the network that stands for an IPv6 address")
-	f.StringVar(&f.spf, "spf", "group", "what SPF is for: with `MODE` group the addresses that pass for a domain are one origin, with skip they are not greylisted; off")
-	f.IntVar(&f.pairTries, "pairTries", 3, "accept attempt `N` of the same sender and recipient, from wherever; 0 is never")
-	f.IntVar(&f.pairNets, "pairNets", 2, "if they came from `N` networks, 8 at most")
-	f.Var(&f.pairSpan, "pairSpan", "and the first is at least `TIME` old")
-	f.Var(&f.allowClients, "allowClients", "do not greylist the addresses, networks, domains and /expressions/ of `FILE`; repeatable")
-	f.Var(&f.allowSenders, "allowSenders", "do not greylist the domains and addresses of `FILE`, if SPF passes or after !; repeatable")
-	f.Var(&f.allowRecipients, "allowRecipients", "do not greylist mail to the addresses, user@ and domains of `FILE` alone, nor to postmaster@ and abuse@; repeatable")
-	f.Var(&f.onlyRecipients, "onlyRecipients", "greylist only mail to the recipients of `FILE`; repeatable")
-	f.Var(&f.traps, "trap", "refuse for a day an unknown client that writes to a recipient of `FILE`; repeatable")
-	f.StringVar(&f.trustedNets, "trusted", "", "never greylist the networks `NETS`, separated by commas, nor private ones; none: private ones like others")
-	f.BoolVar(&f.learn, "learn", true, "let through at once what those answer to whom users of this server have written")
-	f.StringVar(&f.replyText, "reply", "451 4.7.1 Greylisted, please try again in %s seconds", "refuse with `TEXT`; %s seconds left, %m minutes, %i address, %o origin, %d domain of the recipient")
-	f.BoolVar(&f.header, "header", false, "add the field X-Greylist to each message, and remove others of that name")
-	f.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most, the newest")
-	f.IntVar(&f.maxPerNet, "maxPerNet", 256, "after about `N` new attempts within -greyexp treat a network as a whole")
-	return f
-}
-
-// stateDir returns the folder for what a restart must not forget.
-func stateDir() string {
-	if runtime.GOOS == "linux" {
-		return "/var/lib/filter-greylist"
-	}
-	return "/var/db/filter-greylist"
-}
-
-// command returns the operator's command, empty for a filter.
-func (f *flags) command() string { return f.Arg(0) }
-
-func (f *flags) parse(args []string) error {
-	if err := f.Parse(args); err != nil {
-		return err
-	}
-	var errs []error
-	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
-	between := func(name string, v, low, high int) {
-		if v < low || v > high {
-			bad("-%s %d: not from %d to %d", name, v, low, high)
-		}
-	}
-	switch f.phaseName {
-	case "data":
-		f.phase = filter.Data
-	case "rcpt-to":
-		f.phase = filter.RcptTo
-	default:
-		bad("-phase %s: not one of data, rcpt-to", f.phaseName)
-	}
-	if f.spf != "group" && f.spf != "skip" && f.spf != "off" {
-		bad("-spf %s: not one of group, skip, off", f.spf)
-	}
-	if f.passTime.Value >= f.greyExp.Value {
-		bad("-passtime %s is not less than -greyexp %s", &f.passTime, &f.greyExp)
-	}
-	between("mask4", f.mask4, 8, 32)
-	between("mask6", f.mask6, 16, 128)
-	between("pairTries", f.pairTries, 0, 1000)
-	between("pairNets", f.pairNets, 1, 8)
-	between("maxGrey", f.maxGrey, 1000, 1<<30)
-	between("maxPerNet", f.maxPerNet, 1, 1<<30)
-	var err error
-	if f.reply, err = cli.ParseReply(f.replyText, "smiod"); err != nil {
-		bad("-reply %q: %w", f.replyText, err)
-	} else if f.reply.Code >= 500 {
-		bad("-reply %q: with a code over 499 clients would not come again", f.replyText)
-	}
-	if f.trusted, err = parseTrusted(f.trustedNets); err != nil {
-		bad("-trusted: %w", err)
-	}
-	if err := f.parseStore(); err != nil {
-		bad("-store %s: %w", f.store, err)
-	}
-	switch f.command() {
-	case "", "list", "explain", "allow", "delete", "stats", "export", "import":
-	default:
-		bad("%s is not one of list, explain, allow, delete, stats, export, import", f.command())
-	}
-	return errors.Join(errs...)
-}
-
-func (f *flags) parseStore() error {
-	kind, path, _ := strings.Cut(f.store, ":")
-	switch {
-	case kind == "memory" && path == "":
-		if f.command() != "" {
-			return errors.New("only the filter itself sees its records")
-		}
-	case kind == "sqlite" && path != "":
-		if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
-			return errors.New("not a file")
-		}
-		f.database = path
-	default:
-		return errors.New("neither sqlite:PATH nor \"memory:\"")
-	}
-	return nil
-}
-
-// parseTrusted reads a list of networks. Private ones are trusted too unless it
-// says none.
-func parseTrusted(list string) ([]netip.Prefix, error) {
-	nets := []netip.Prefix{
-		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), // loopback, RFC 1122, RFC 4291
-		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), // RFC 1918
-		netip.MustParsePrefix("fc00::/7"),                                           // unique local, RFC 4193
-		netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), // link-local, RFC 3927, RFC 4291
-	}
-	private := len(nets)
-	if list == "" {
-		return nets, nil
-	}
-	for word := range strings.SplitSeq(list, ",") {
-		word = strings.TrimSpace(word)
-		if word == "none" {
-			nets, private = nets[private:], 0
-			continue
-		}
-		p, err := ipset.ParsePrefix(word)
-		if err != nil {
-			return nil, err
-		}
-		nets = append(nets, p)
-	}
-	return nets, nil
-}
-
 // checker is the filter as configured.
 type checker struct {
 	flags    *flags
@@ -235,7 +60,7 @@ type checker struct {
 	greylist *greylist.Greylist
 	store    greylist.Store
 	trouble  trouble
-	newest   atomic.Int64 // time of the newest line that mattered, microseconds since the epoch
+	latest   atomic.Int64 // time of the last line that mattered, microseconds since the epoch
 
 	clients *reload.File[*greylist.Clients]
 	senders *reload.File[*greylist.Senders]
@@ -280,7 +105,7 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	}
 	o := greylist.Options{
 		Policy: greylist.Policy{
-			PassTime: f.passTime.Value, GreyExp: f.greyExp.Value, WhiteExp: f.whiteExp.Value,
+			PassTime: f.passTime.Value, GreyExp: f.greyExp.Value, WhiteExp: f.whiteExp.Value, TrapTime: trapTime,
 			Mask4: f.mask4, Mask6: f.mask6, MaxPerNet: f.maxPerNet,
 			PairTries: f.pairTries, PairNets: f.pairNets, PairSpan: f.pairSpan.Value,
 		},
@@ -306,16 +131,11 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	return c, nil
 }
 
-// keyPath returns the file of the secret.
-func (f *flags) keyPath() string {
-	if f.keyFile == "" && f.database != "" {
-		return f.database + ".key"
-	}
-	return f.keyFile
-}
-
 func (c *checker) openLists() error {
 	f, log := c.flags, c.log
+	if f.CheckOnly {
+		log = nil // printConfig says what is wrong
+	}
 	var errs [5]error
 	c.clients, errs[0] = reload.Open(reload.Options[*greylist.Clients]{Paths: f.allowClients, Parse: greylist.ParseClients, Merge: greylist.MergeClients, Log: log})
 	c.senders, errs[1] = reload.Open(reload.Options[*greylist.Senders]{Paths: f.allowSenders, Parse: greylist.ParseSenders, Merge: greylist.MergeSenders, Log: log})
@@ -381,9 +201,9 @@ func (c *checker) watch() (stop func()) {
 	}
 }
 
-// now returns the newest time of a line that mattered, zero if there was none.
+// now returns the time of the last line that mattered, zero if there was none.
 func (c *checker) now() time.Time {
-	if micros := c.newest.Load(); micros > 0 {
+	if micros := c.latest.Load(); micros > 0 {
 		return time.UnixMicro(micros)
 	}
 	return time.Time{}

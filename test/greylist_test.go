@@ -599,6 +599,35 @@ func TestGreylistPostmaster(t *testing.T) {
 	})
 }
 
+// Addresses over 255 bytes are good for smtpd, which does not tell filters of
+// them.
+func TestGreylistLongAddress(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		long := strings.Repeat("a", 245)
+		for i, tt := range []struct{ from, to string }{
+			{long + "@sender.example", "bob@example.org"},
+			{"a@sender.example", "bob+" + long + "@example.org"},
+		} {
+			try := func() int {
+				c := s.dial(fmt.Sprintf("203.0.%d.7", 113+i))
+				defer c.Close()
+				c.do("MAIL FROM:<"+tt.from+">", 250)
+				c.do("RCPT TO:<"+tt.to+">", 250)
+				r, err := c.Do("DATA")
+				if err != nil {
+					t.Fatal(err)
+				}
+				return r.Code
+			}
+			if code := try(); code != 451 {
+				t.Errorf("mail from %s to %s: %d, want it greylisted", tt.from, tt.to, code)
+			}
+			s.eventually("the retry is accepted", func() bool { return try() == 354 })
+		}
+	})
+}
+
 // While one client waits for a DNS that is silent, others are served.
 func TestGreylistSilentDNS(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {

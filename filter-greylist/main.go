@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -45,8 +47,20 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case flags.command() != "":
 		return flags.Exit(c.operator(stdin, stdout).command(context.Background(), flags.Args()), stdout, stderr)
 	}
+	if flags.database != "" {
+		tune()
+	}
 	defer c.watch()()
 	return c.filter().Main()
+}
+
+// tune is for a store in a file, with which little is kept in memory: then it
+// pays to collect garbage less often. System calls of the store, and the one in
+// which smtpd is waited for, each hold a processor of Go's for a while.
+func tune() {
+	debug.SetGCPercent(400)
+	debug.SetMemoryLimit(128 << 20)
+	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
 }
 
 // checker is the filter as configured.

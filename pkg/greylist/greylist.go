@@ -91,7 +91,7 @@ type Greylist struct {
 	policy Policy
 	clear  bool
 	secret func() ([]byte, error)
-	tally  tally
+	tally  *tally
 
 	mu     sync.Mutex
 	hasher *hasher
@@ -109,7 +109,7 @@ func New(o Options) *Greylist {
 		rand.Read(b)
 		g.hasher = newHasher(b)
 	}
-	g.tally.metrics = o.Metrics
+	g.tally = newTally(o.Metrics)
 	return g
 }
 

@@ -61,26 +61,31 @@ func ParseKey(s string) (k Key, err error) {
 
 // A hasher makes keys.
 type hasher struct {
-	pool sync.Pool
+	pool sync.Pool // of *sums
+}
+
+// sums makes sums, for one goroutine at a time.
+type sums struct {
+	mac  hash.Hash
+	buf  []byte
+	near string // the last neighbourhood, which often is the next
+	sum  [8]byte
 }
 
 func newHasher(secret []byte) *hasher {
-	return &hasher{pool: sync.Pool{New: func() any { return hmac.New(sha256.New, secret) }}}
+	return &hasher{pool: sync.Pool{New: func() any { return &sums{mac: hmac.New(sha256.New, secret)} }}}
 }
 
-func (h *hasher) sum(tag byte, parts ...string) [sha256.Size]byte {
-	m := h.pool.Get().(hash.Hash)
-	m.Reset()
-	b := make([]byte, 0, 256)
-	b = append(b, tag)
+func (s *sums) of(tag byte, parts ...string) (out [8]byte) {
+	b := append(s.buf[:0], tag)
 	for _, p := range parts {
 		b = append(b, byte(len(p)>>8), byte(len(p)))
 		b = append(b, p...)
 	}
-	m.Write(b)
-	var out [sha256.Size]byte
-	m.Sum(out[:0])
-	h.pool.Put(m)
+	s.mac.Reset()
+	s.mac.Write(b)
+	s.buf = s.mac.Sum(b[:0])
+	copy(out[:], s.buf)
 	return out
 }
 
@@ -88,9 +93,14 @@ func (h *hasher) sum(tag byte, parts ...string) [sha256.Size]byte {
 const cluster = 0
 
 func (h *hasher) key(kind Kind, near string, parts ...string) (k Key) {
-	n, s := h.sum(cluster, near), h.sum(byte(kind), parts...)
-	copy(k[:8], n[:])
-	copy(k[8:15], s[:])
+	s := h.pool.Get().(*sums)
+	defer h.pool.Put(s)
+	if near != s.near || near == "" {
+		s.near, s.sum = near, s.of(cluster, near)
+	}
+	own := s.of(byte(kind), parts...)
+	copy(k[:8], s.sum[:])
+	copy(k[8:15], own[:])
 	k[15] = byte(kind)
 	return k
 }

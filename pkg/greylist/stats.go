@@ -32,23 +32,38 @@ func DelayBounds() []time.Duration {
 	return bounds
 }
 
-// tally counts decisions until they are stored.
+// tally counts decisions, for the metrics, and until they are stored.
 type tally struct {
-	metrics *metrics.Set
-	mu      sync.Mutex
-	counts  map[string]int64
+	decisions map[Reason]*metrics.Counter
+	delays    *metrics.Histogram
+	unretried *metrics.Counter
+
+	mu     sync.Mutex
+	counts map[string]int64
+}
+
+func newTally(set *metrics.Set) *tally {
+	t := &tally{
+		decisions: make(map[Reason]*metrics.Counter),
+		delays:    set.Histogram("greylist_delay_seconds"),
+		unretried: set.Counter("greylist_unretried_total"),
+		counts:    make(map[string]int64),
+	}
+	for _, r := range Reasons() {
+		t.decisions[r] = set.Counter(metrics.Label("greylist_decisions_total", "reason", string(r)))
+	}
+	return t
 }
 
 func (t *tally) add(d Decision) {
-	t.metrics.Counter(metrics.Label("greylist_decisions_total", "reason", string(d.Reason))).Inc()
+	t.decisions[d.Reason].Inc()
+	if d.First {
+		t.delays.Update(d.Delay.Seconds())
+	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.counts == nil {
-		t.counts = make(map[string]int64)
-	}
 	t.counts[reasonPrefix+string(d.Reason)]++
 	if d.First {
-		t.metrics.Histogram("greylist_delay_seconds").Update(d.Delay.Seconds())
 		t.counts[delayName(d.Delay)]++
 	}
 }
@@ -64,10 +79,10 @@ func delayName(d time.Duration) string {
 
 // flush stores what was counted.
 func (g *Greylist) flush(ctx context.Context) error {
-	t := &g.tally
+	t := g.tally
 	t.mu.Lock()
 	counts := t.counts
-	t.counts = nil
+	t.counts = make(map[string]int64)
 	t.mu.Unlock()
 	if len(counts) == 0 {
 		return nil
@@ -76,9 +91,6 @@ func (g *Greylist) flush(ctx context.Context) error {
 	if err != nil {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if t.counts == nil {
-			t.counts = make(map[string]int64)
-		}
 		for name, n := range counts {
 			t.counts[name] += n
 		}
@@ -156,7 +168,7 @@ func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) err
 	if err != nil {
 		return err
 	}
-	g.tally.metrics.Counter("greylist_unretried_total").Add(len(gone))
+	g.tally.unretried.Add(len(gone))
 	for k, r := range gone {
 		what := []any{"key", k}
 		if r.Origin != "" {

@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
@@ -58,8 +59,12 @@ var migrations = [...]string{
 
 const columns = "k, state, tries, first, last, nets, origin, sender, rcpt"
 
-// maxKeys is the number of keys of one query.
-const maxKeys = 16
+// Bounds of one statement.
+const (
+	maxKeys = 256 // read
+	keyStep = 16  // to which their number is rounded, so that there are few such statements
+	maxPuts = 8   // written
+)
 
 // dsn returns the name of the database with its settings. Kilobytes bound the
 // pages kept in memory; the system caches the file anyway.
@@ -72,6 +77,7 @@ func dsn(path string, kilobytes int, more ...string) string {
 			"auto_vacuum(incremental)", // take effect when the file is made
 			"journal_mode(wal)",
 			"synchronous(normal)",
+			"wal_autocheckpoint(8000)", // if that of the store does not keep up
 			"temp_store(memory)",
 			"mmap_size(0)",
 			fmt.Sprintf("cache_size(-%d)", kilobytes),
@@ -89,13 +95,16 @@ type reader struct {
 // get returns the records of keys.
 func (r *reader) get(ctx context.Context, keys []greylist.Key) ([]greylist.Record, error) {
 	recs := make([]greylist.Record, len(keys))
-	for start := 0; start < len(keys); start += maxKeys {
-		part := keys[start:min(start+maxKeys, len(keys))]
+	place := make(map[greylist.Key]int)
+	for i, k := range keys {
+		place[k] = i
+	}
+	for part := range slices.Chunk(keys, maxKeys) {
 		rows, err := r.db.QueryContext(ctx, selectKeys(len(part)), keyArgs(part)...)
 		if err != nil {
 			return nil, err
 		}
-		if err := scanRecords(rows, part, recs[start:]); err != nil {
+		if err := scan(rows, func(e greylist.Entry) { recs[place[e.Key]] = e.Record }); err != nil {
 			return nil, err
 		}
 	}
@@ -106,37 +115,39 @@ func selectKeys(n int) string {
 	return "SELECT " + columns + " FROM rec WHERE k IN (?" + strings.Repeat(",?", n-1) + ")"
 }
 
+func insertRows(n int) string {
+	const values = "(?,?,?,?,?,?,?,?,?)"
+	return "REPLACE INTO rec (" + columns + ") VALUES " + values + strings.Repeat(","+values, n-1)
+}
+
+// rowArgs appends what insertRows wants for a record.
+func rowArgs(args []any, k greylist.Key, r *greylist.Record) []any {
+	return append(args, k[:], int64(r.State), r.Tries, r.First, r.Last, []byte(r.Nets), r.Origin, r.Sender, r.Rcpt)
+}
+
 func keyArgs(keys []greylist.Key) []any {
-	args := make([]any, len(keys))
+	args := make([]any, len(keys), maxKeys)
 	for i := range keys {
 		args[i] = keys[i][:]
 	}
 	return args
 }
 
-func scanRecords(rows *sql.Rows, keys []greylist.Key, recs []greylist.Record) error {
+// scan calls f with each record of a result.
+func scan(rows *sql.Rows, f func(greylist.Entry)) error {
 	defer rows.Close()
 	for rows.Next() {
-		e, err := scanEntry(rows)
-		if err != nil {
+		var k, nets sql.RawBytes
+		var e greylist.Entry
+		r := &e.Record
+		if err := rows.Scan(&k, &r.State, &r.Tries, &r.First, &r.Last, &nets, &r.Origin, &r.Sender, &r.Rcpt); err != nil {
 			return err
 		}
-		if i := slices.Index(keys, e.Key); i >= 0 {
-			recs[i] = e.Record
-		}
+		copy(e.Key[:], k)
+		r.Nets = string(nets)
+		f(e)
 	}
 	return rows.Err()
-}
-
-func scanEntry(rows *sql.Rows) (e greylist.Entry, err error) {
-	var k, nets sql.RawBytes
-	r := &e.Record
-	if err := rows.Scan(&k, &r.State, &r.Tries, &r.First, &r.Last, &nets, &r.Origin, &r.Sender, &r.Rcpt); err != nil {
-		return e, err
-	}
-	copy(e.Key[:], k)
-	r.Nets = string(nets)
-	return e, nil
 }
 
 // page returns up to n records that follow a key.
@@ -145,16 +156,15 @@ func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylis
 	if err != nil {
 		return nil, err
 	}
-	defer rows.Close()
 	var page []greylist.Entry
-	for rows.Next() {
-		e, err := scanEntry(rows)
-		if err != nil {
-			return nil, err
-		}
-		page = append(page, e)
-	}
-	return page, rows.Err()
+	err = scan(rows, func(e greylist.Entry) { page = append(page, e) })
+	return page, err
+}
+
+// checkpoint copies from the journal to the file what nobody is in the way of.
+func (r *reader) checkpoint() error {
+	_, err := r.db.ExecContext(background(), "PRAGMA wal_checkpoint(PASSIVE)")
+	return err
 }
 
 func (r *reader) counters(ctx context.Context) (map[string]int64, error) {
@@ -185,19 +195,23 @@ type writer struct {
 	file   os.FileInfo // as opened
 	wal    os.FileInfo
 
-	read    [maxKeys + 1]*sql.Stmt // by the number of keys
-	put     *sql.Stmt
+	read    [maxKeys/keyStep + 1]*sql.Stmt // by the number of keys, in steps
+	put     [maxPuts + 1]*sql.Stmt         // by the number of records
 	del     *sql.Stmt
 	touch   *sql.Stmt
 	grow    *sql.Stmt
 	version *sql.Stmt
 
-	data   int64                            // PRAGMA data_version
-	grey   int64                            // made, less those removed, in this transaction
-	seen   map[greylist.Key]greylist.Record // origins read or written in this transaction
+	data   int64                 // PRAGMA data_version
+	grey   int64                 // made, less those removed, in this transaction
+	rows   map[greylist.Key]*row // of this transaction
 	shrink bool
 	evict  greylist.Key // where the search for the oldest goes on
 }
+
+// A row is a record within a transaction: as stored, and as it shall be. What
+// the steps of a transaction read is read at once, and written at its end.
+type row struct{ old, now greylist.Record }
 
 // background is the context of the writing goroutine: what it has begun it ends.
 func background() context.Context { return context.Background() }
@@ -207,7 +221,7 @@ func openWriter(o Options) (_ *writer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{path: path, seen: make(map[greylist.Key]greylist.Record)}
+	w := &writer{path: path, rows: make(map[greylist.Key]*row)}
 	if w.file, err = os.Stat(path); errors.Is(err, fs.ErrNotExist) && !o.Existing {
 		w.file, err = create(path)
 	}
@@ -235,9 +249,8 @@ func openWriter(o Options) (_ *writer, err error) {
 		stmt **sql.Stmt
 		text string
 	}{
-		{&w.put, "INSERT INTO rec (" + columns + ") VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (k) DO UPDATE SET " +
-			"state = excluded.state, tries = excluded.tries, first = excluded.first, last = excluded.last, " +
-			"nets = excluded.nets, origin = excluded.origin, sender = excluded.sender, rcpt = excluded.rcpt"},
+		{&w.put[1], insertRows(1)},
+		{&w.put[maxPuts], insertRows(maxPuts)},
 		{&w.del, "DELETE FROM rec WHERE k = ?"},
 		{&w.touch, "UPDATE rec SET last = ?2, first = min(first, ?2) WHERE k = ?1 AND state = 2 AND last >= ?3 AND last <> ?2"},
 		{&w.grow, "INSERT INTO counter VALUES ('', ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n RETURNING n"},
@@ -341,7 +354,7 @@ func (w *writer) close() {
 		}
 	}
 	// SQLite keeps a connection open while it has statements.
-	for _, s := range append(w.read[:], w.put, w.del, w.touch, w.grow, w.version) {
+	for _, s := range slices.Concat(w.read[:], w.put[:], []*sql.Stmt{w.del, w.touch, w.grow, w.version}) {
 		if s != nil {
 			s.Close()
 		}
@@ -367,7 +380,7 @@ func (w *writer) changed() (bool, error) {
 
 func (w *writer) begin() error {
 	w.grey = 0
-	clear(w.seen)
+	clear(w.rows)
 	_, err := w.conn.ExecContext(background(), "BEGIN IMMEDIATE")
 	return err
 }
@@ -376,8 +389,12 @@ func (w *writer) rollback() {
 	w.conn.ExecContext(background(), "ROLLBACK")
 }
 
-// commit ends the transaction, after it has made room.
+// commit writes what the steps have changed, makes room, and ends the
+// transaction.
 func (w *writer) commit(maxGrey int) error {
+	if err := w.flush(); err != nil {
+		return err
+	}
 	if w.grey != 0 {
 		n, err := w.greyCount()
 		if err != nil {
@@ -463,7 +480,6 @@ func (w *writer) evictOldest(excess int64) error {
 			}
 			w.grey--
 			excess--
-			delete(w.seen, r.k)
 		}
 		if whole || time.Now().After(end) {
 			break
@@ -482,56 +498,90 @@ func (w *writer) recount(found int64) error {
 
 // update is one step of greylist.Store.Update.
 func (w *writer) update(keys []greylist.Key, f func([]greylist.Record)) error {
-	recs := make([]greylist.Record, len(keys))
-	for start := 0; start < len(keys); start += maxKeys {
-		part := keys[start:min(start+maxKeys, len(keys))]
-		stmt := w.read[len(part)]
-		if stmt == nil {
-			var err error
-			if stmt, err = w.conn.PrepareContext(background(), selectKeys(len(part))); err != nil {
-				return err
-			}
-			w.read[len(part)] = stmt
-		}
-		rows, err := stmt.QueryContext(background(), keyArgs(part)...)
-		if err != nil {
-			return err
-		}
-		if err := scanRecords(rows, part, recs[start:]); err != nil {
-			return err
-		}
+	if err := w.load(keys); err != nil {
+		return err
 	}
-	old := slices.Clone(recs)
+	recs := make([]greylist.Record, len(keys))
+	for i, k := range keys {
+		recs[i] = w.rows[k].now
+	}
 	if err := call(f, recs); err != nil {
 		return err
 	}
 	for i, k := range keys {
-		if err := w.store(k, old[i], recs[i]); err != nil {
+		w.rows[k].now = recs[i]
+	}
+	return nil
+}
+
+// load reads the records of keys, but for those that have been read.
+func (w *writer) load(keys []greylist.Key) error {
+	var missing []greylist.Key
+	for _, k := range keys {
+		if w.rows[k] == nil {
+			w.rows[k] = new(row)
+			missing = append(missing, k)
+		}
+	}
+	for part := range slices.Chunk(missing, maxKeys) {
+		args := keyArgs(part)
+		for len(args)%keyStep != 0 {
+			args = append(args, args[0])
+		}
+		stmt := &w.read[len(args)/keyStep]
+		var err error
+		if *stmt == nil {
+			if *stmt, err = w.conn.PrepareContext(background(), selectKeys(len(args))); err != nil {
+				return err
+			}
+		}
+		rows, err := (*stmt).QueryContext(background(), args...)
+		if err != nil {
 			return err
 		}
-		if k.Kind() == greylist.KindOrigin {
-			w.seen[k] = recs[i]
+		if err := scan(rows, func(e greylist.Entry) { *w.rows[e.Key] = row{e.Record, e.Record} }); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
-func (w *writer) store(k greylist.Key, old, r greylist.Record) (err error) {
-	switch {
-	case r == old:
-		return nil
-	case r.State == greylist.Absent:
-		_, err = w.del.ExecContext(background(), k[:])
-	default:
-		_, err = w.put.ExecContext(background(), k[:], int64(r.State), r.Tries, r.First, r.Last, []byte(r.Nets), r.Origin, r.Sender, r.Rcpt)
+// flush writes the records that have changed, in the order of the file.
+func (w *writer) flush() error {
+	var puts []greylist.Key
+	for k, r := range w.rows {
+		if r.now == r.old {
+			continue
+		}
+		if r.old.State == greylist.Grey {
+			w.grey--
+		}
+		if r.now.State == greylist.Grey {
+			w.grey++
+		}
+		if r.now.State != greylist.Absent {
+			puts = append(puts, k)
+		} else if _, err := w.del.ExecContext(background(), k[:]); err != nil {
+			return err
+		}
 	}
-	if old.State == greylist.Grey {
-		w.grey--
+	slices.SortFunc(puts, func(a, b greylist.Key) int { return bytes.Compare(a[:], b[:]) })
+	var args []any
+	for len(puts) > 0 {
+		n := maxPuts
+		if len(puts) < n {
+			n = 1
+		}
+		args = args[:0]
+		for _, k := range puts[:n] {
+			args = rowArgs(args, k, &w.rows[k].now)
+		}
+		if _, err := w.put[n].ExecContext(background(), args...); err != nil {
+			return err
+		}
+		puts = puts[n:]
 	}
-	if r.State == greylist.Grey {
-		w.grey++
-	}
-	return err
+	return nil
 }
 
 // call calls f, whose panic spoils nothing but its own step.

@@ -45,18 +45,19 @@ type Options struct {
 }
 
 const (
-	maxBatch   = 256     // steps of one transaction
-	maxWaiting = 4096    // steps that wait
-	maxRenewed = 2000    // passes that wait to be renewed
-	cacheSize  = 8 << 10 // records of origins at hand
-	pollEvery  = 250 * time.Millisecond
-	stale      = time.Second // past which nothing is at hand
-	retryEvery = time.Second // of opening
-	openTime   = 5 * time.Second
-	closeTime  = 2 * time.Second
-	logEvery   = time.Minute
-	pageRows   = 1000 // read at a time by All and Sweep
-	maxAside   = 30   // files set aside that are kept, journals among them
+	maxBatch        = 256     // steps of one transaction
+	maxWaiting      = 4096    // steps that wait
+	maxRenewed      = 2000    // passes that wait to be renewed
+	cacheSize       = 8 << 10 // records of origins at hand
+	checkpointEvery = 4000    // rows read or written
+	pollEvery       = 250 * time.Millisecond
+	stale           = time.Second // past which nothing is at hand
+	retryEvery      = time.Second // of opening
+	openTime        = 5 * time.Second
+	closeTime       = 2 * time.Second
+	logEvery        = time.Minute
+	pageRows        = 1000 // read at a time by All and Sweep
+	maxAside        = 30   // files set aside that are kept, journals among them
 )
 
 // A Store is a greylist.Store and a greylist.Cache.
@@ -66,6 +67,7 @@ type Store struct {
 	jobs  chan *job
 	quit  chan struct{}
 	ended chan struct{}
+	kick  chan struct{} // there is something to checkpoint
 	stop  sync.Once
 
 	reader atomic.Pointer[reader] // nil: not open
@@ -79,6 +81,7 @@ type Store struct {
 	found   int64 // grey records up to there
 
 	// Of the writing goroutine.
+	written  int     // rows read or written since the last checkpoint
 	w        *writer // nil: not open
 	tried    time.Time
 	openErr  error
@@ -91,9 +94,10 @@ type renewal struct{ now, since int64 }
 // A job is a step that waits to be written. Do is nil if the file has only to
 // be open.
 type job struct {
-	ctx context.Context
-	do  func(*writer) error
-	err chan error
+	ctx  context.Context
+	keys []greylist.Key // that it reads
+	do   func(*writer) error
+	err  chan error
 }
 
 // A jobError is an error that spoils one job, not the transaction.
@@ -107,7 +111,7 @@ func Open(o Options) *Store {
 	}
 	s := &Store{
 		opts: o, log: o.Log,
-		jobs: make(chan *job, maxWaiting), quit: make(chan struct{}), ended: make(chan struct{}),
+		jobs: make(chan *job, maxWaiting), quit: make(chan struct{}), ended: make(chan struct{}), kick: make(chan struct{}, 1),
 		renew: make(map[greylist.Key]renewal),
 	}
 	if s.log == nil {
@@ -115,6 +119,7 @@ func Open(o Options) *Store {
 	}
 	s.cache, _ = lru.New[greylist.Key, greylist.Record](cacheSize)
 	go s.run()
+	go s.checkpoints()
 	return s
 }
 
@@ -130,8 +135,8 @@ func (s *Store) Close() error {
 	}
 }
 
-func (s *Store) do(ctx context.Context, f func(*writer) error) error {
-	j := &job{ctx: ctx, do: f, err: make(chan error, 1)}
+func (s *Store) do(ctx context.Context, keys []greylist.Key, f func(*writer) error) error {
+	j := &job{ctx: ctx, keys: keys, do: f, err: make(chan error, 1)}
 	select {
 	case s.jobs <- j:
 	case <-ctx.Done():
@@ -160,7 +165,7 @@ func (s *Store) Update(ctx context.Context, keys []greylist.Key, f func([]greyli
 		return err
 	}
 	keys = slices.Clone(keys)
-	return s.do(ctx, func(w *writer) error { return w.update(keys, f) })
+	return s.do(ctx, keys, func(w *writer) error { return w.update(keys, f) })
 }
 
 // Get is part of greylist.Store.
@@ -178,7 +183,7 @@ func (s *Store) open(ctx context.Context) (*reader, error) {
 		if r := s.reader.Load(); r != nil {
 			return r, nil
 		}
-		if err := s.do(ctx, nil); err != nil {
+		if err := s.do(ctx, nil, nil); err != nil {
 			return nil, err
 		}
 	}
@@ -224,7 +229,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	if isCorrupt(err) {
 		s.swept, s.found = greylist.Key{}, 0
 		// The writer sees to it, if it still has this file.
-		return 0, false, s.do(ctx, func(w *writer) error {
+		return 0, false, s.do(ctx, nil, func(w *writer) error {
 			if w.reader != r {
 				return nil
 			}
@@ -246,7 +251,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	done = len(page) < pageRows
 	n := new(int) // the step may still be done after it has failed
 	if keys != nil || done {
-		err = s.do(ctx, func(w *writer) error {
+		err = s.do(ctx, keys, func(w *writer) error {
 			*n = 0
 			if err := w.update(keys, func(recs []greylist.Record) {
 				for i := range recs {
@@ -279,7 +284,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 func (s *Store) Count(ctx context.Context, add map[string]int64) (map[string]int64, error) {
 	add = maps.Clone(add)
 	if len(add) > 0 {
-		if err := s.do(ctx, func(w *writer) error { return w.count(add) }); err != nil {
+		if err := s.do(ctx, nil, func(w *writer) error { return w.count(add) }); err != nil {
 			return nil, err
 		}
 	}
@@ -335,10 +340,14 @@ func (s *Store) Renew(keys []greylist.Key, now, since int64) bool {
 }
 
 // remember puts what a transaction has read and written at hand.
-func (s *Store) remember(recs map[greylist.Key]greylist.Record) {
+func (s *Store) remember(rows map[greylist.Key]*row) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for k, r := range recs {
+	for k, row := range rows {
+		if k.Kind() != greylist.KindOrigin {
+			continue
+		}
+		r := row.now
 		if n, ok := s.renew[k]; ok && r.State == greylist.Pass && r.Last >= n.since {
 			r.Last = n.now // since the transaction began
 		}
@@ -369,6 +378,21 @@ func (s *Store) run() {
 			}
 			s.idle()
 			s.shut()
+			return
+		}
+	}
+}
+
+// checkpoints copies what the writer has written to its place: beside it, for
+// that waits for the disk.
+func (s *Store) checkpoints() {
+	for {
+		select {
+		case <-s.kick:
+			if r := s.reader.Load(); r != nil {
+				r.checkpoint() // if not now, then another time
+			}
+		case <-s.quit:
 			return
 		}
 	}
@@ -562,6 +586,13 @@ func (s *Store) batch(jobs []*job) {
 	if err == nil {
 		err = s.w.renew(renew)
 	}
+	if err == nil {
+		var keys []greylist.Key
+		for _, j := range jobs {
+			keys = append(keys, j.keys...)
+		}
+		err = s.w.load(keys)
+	}
 	for i, j := range jobs {
 		if err != nil {
 			break
@@ -599,8 +630,15 @@ func (s *Store) batch(jobs []*job) {
 		s.troubled = false
 		s.log.Info("greylist database works again", "file", s.opts.Path)
 	}
-	s.remember(s.w.seen)
-	clear(s.w.seen)
+	s.remember(s.w.rows)
+	if s.written += len(s.w.rows); s.written >= checkpointEvery {
+		s.written = 0
+		select {
+		case s.kick <- struct{}{}:
+		default:
+		}
+	}
+	clear(s.w.rows)
 	for i, j := range jobs {
 		j.err <- errs[i]
 	}

@@ -332,7 +332,7 @@ func TestDiskFull(t *testing.T) {
 	s, log := open(t, filepath.Join(t.TempDir(), "greylist.db"))
 	works(t, s)
 	limit := func(pages int) {
-		err := s.do(t.Context(), func(w *writer) error {
+		err := s.do(t.Context(), nil, func(w *writer) error {
 			_, err := w.conn.ExecContext(background(), fmt.Sprintf("PRAGMA max_page_count = %d", pages))
 			return err
 		})

@@ -78,7 +78,6 @@ install: all
 		install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f && \
 		install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; \
 	done
-
 	-for f in filter-greylist filter-senderscore; do \
 		install -d -m 750 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/$$f || exit 1; \
 	done

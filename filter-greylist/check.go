@@ -198,7 +198,11 @@ func ask[T any](c *checker, s *filter.Session[state], work func(context.Context)
 // withSPF goes on when it is known what SPF says, or that it will not be.
 func (c *checker) withSPF(s *filter.Session[state], then func(greylist.Result) filter.Response) filter.Response {
 	if s.Local.spf == nil {
-		return then(greylist.Result{Status: "off"})
+		status := "none" // smtpd has not told of the sender
+		if c.flags.spf == "off" {
+			status = "off"
+		}
+		return then(greylist.Result{Status: status})
 	}
 	return filter.Await(s.Local.spf, func(r greylist.Result, err error) filter.Response {
 		if err != nil {

@@ -178,6 +178,9 @@ func (f *KeyFile) load() ([]byte, error) {
 	// Written elsewhere and linked, so that of two processes that start at the
 	// same time one makes the file and both read the same.
 	tmp, err := os.CreateTemp(filepath.Dir(f.Path), filepath.Base(f.Path)+".*")
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		err = fmt.Errorf("%s cannot be made: %w", f.Path, pe.Err)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -111,18 +111,19 @@ func TestRecipients(t *testing.T) {
 	}
 	m := MergeRecipients(l, nil, DefaultRecipients())
 	for rcpt, want := range map[string]string{
-		"bob@RCPT.example":        "rcpts:1",
-		"bob+x@rcpt.example":      "rcpts:1",
-		"bobby@rcpt.example":      "",
-		"sales@any.example":       "rcpts:2",
-		"x@trial.example":         "rcpts:3",
-		"x@sub.trial.example":     "rcpts:3",
-		"anna+x@rcpt.example":     "rcpts:4",
-		"anna@rcpt.example":       "",
-		"Postmaster@rcpt.example": "default:1",
-		"postmaster":              "default:1",
-		"abuse@x":                 "default:2",
-		"":                        "",
+		"bob@RCPT.example":                       "rcpts:1",
+		"bob+x@rcpt.example":                     "rcpts:1",
+		"bobby@rcpt.example":                     "",
+		"sales@any.example":                      "rcpts:2",
+		"x@trial.example":                        "rcpts:3",
+		"x@sub.trial.example":                    "rcpts:3",
+		"anna+x@rcpt.example":                    "rcpts:4",
+		"anna@rcpt.example":                      "",
+		"Postmaster@rcpt.example":                "default:1",
+		"postmaster":                             "default:1",
+		"abuse@x":                                "default:2",
+		"@a.example,@b.example:bob@rcpt.example": "rcpts:1",
+		"":                                       "",
 	} {
 		at, ok := m.Lookup(rcpt)
 		if got := fmt.Sprint(at); ok != (want != "") || ok && got != want {

@@ -40,8 +40,14 @@ func cutTo(s string, n int) string {
 	return strings.ToValidUTF8(s[:n], "")
 }
 
-// splitAddr splits at the last @ and drops the final dot of the domain.
+// splitAddr splits at the last @ and drops the final dot of the domain. A source
+// route, "@a.example,@b.example:", is ignored (RFC 5321 section 4.1.1.3).
 func splitAddr(addr string) (local, domain string) {
+	if strings.HasPrefix(addr, "@") {
+		if _, rest, ok := strings.Cut(addr, ":"); ok {
+			addr = rest
+		}
+	}
 	i := strings.LastIndexByte(addr, '@')
 	if i < 0 {
 		return addr, ""

@@ -291,7 +291,9 @@ func (q *Inquiry) answer(a *ask, r reply) {
 }
 
 // expire ends the questions whose time is over.
-func (q *Inquiry) expire() {
+func (q *Inquiry) expire() { guard(q.c.opts.Log, q.expireAll) }
+
+func (q *Inquiry) expireAll() {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -334,17 +336,22 @@ func (q *Inquiry) changed() {
 // wait waits until ready, which is called with mu held, reports true, or ctx
 // ends.
 func (q *Inquiry) wait(ctx context.Context, ready func() bool) {
-	for {
+	next := func() <-chan struct{} {
 		q.mu.Lock()
+		defer q.mu.Unlock() // in a panic too
 		if ready() {
-			q.mu.Unlock()
-			return
+			return nil
 		}
 		if q.certain == nil {
 			q.certain = make(chan struct{})
 		}
-		certain := q.certain
-		q.mu.Unlock()
+		return q.certain
+	}
+	for {
+		certain := next()
+		if certain == nil {
+			return
+		}
 		select {
 		case <-certain:
 		case <-ctx.Done():

@@ -641,6 +641,47 @@ func TestManyWait(t *testing.T) {
 	})
 }
 
+// A hit that does not count towards Block, because it came before the list was
+// tested, does not make up for one that may.
+func TestHitBeforeTest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("7.113.0.203.a.example", "127.0.0.2", "mail.example.org.a.example", "127.0.0.2")
+		c := New(Options{Lists: parse(t, "a.example*5+ip+helo"), Resolver: f, BlockAt: 5})
+		q := c.Begin(t.Context(), client)
+		time.Sleep(ms)
+		c.Test(t.Context())
+		f.delay["a.example"] = 100 * ms
+		q.Domain(t.Context(), Helo, "mail.example.org")
+		if res := q.Verdict(t.Context()); res.Verdict != Block || res.Score != 5 || res.Took != 100*ms {
+			t.Errorf("%+v", res)
+		}
+	})
+}
+
+// A panic while answers are added up ends neither the program nor, with a lock
+// that stays held, all that waits.
+func TestPanicInVerdict(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("*.a.example", "hang")
+		var log buffer
+		c := New(Options{Lists: parse(t, "a.example"), Resolver: f, JunkAt: 1, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		q := c.Begin(t.Context(), client)
+		go q.Wait(t.Context())
+		synctest.Wait()
+		c.entries = append(c.entries, nil) // panics
+		for range 2 {
+			if guard(c.opts.Log, func() { q.Verdict(t.Context()) }) || guard(c.opts.Log, func() { q.Now() }) {
+				t.Fatal("no panic: the test is void")
+			}
+			time.Sleep(3 * time.Second)
+		}
+		c.entries = c.entries[:1]
+		if res := q.Verdict(t.Context()); res.Verdict != Pass || len(res.Silent) != 1 {
+			t.Errorf("%+v", res)
+		}
+	})
+}
+
 // The verdict comes with the last answer it needs.
 func TestBounds(t *testing.T) {
 	c7 := "7.113.0.203."

@@ -81,9 +81,7 @@ func (r *Result) add(h Hit) {
 func (q *Inquiry) Verdict(ctx context.Context) Result {
 	start := time.Now()
 	q.wait(ctx, func() bool { _, _, certain := q.bounds(false); return certain })
-	q.mu.Lock()
-	res := q.result(ctx.Err() != nil)
-	q.mu.Unlock()
+	res := q.locked(ctx.Err() != nil)
 	if res.Verdict == Block && !q.c.opts.DryRun {
 		ctx, cancel := context.WithDeadline(ctx, start.Add(q.c.opts.Timeout))
 		q.explain(ctx, &res)
@@ -97,10 +95,12 @@ func (q *Inquiry) Verdict(ctx context.Context) Result {
 }
 
 // Now returns the verdict by the answers that are there.
-func (q *Inquiry) Now() Result {
+func (q *Inquiry) Now() Result { return q.locked(true) }
+
+func (q *Inquiry) locked(final bool) Result {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return q.result(true)
+	return q.result(final)
 }
 
 // sums are the score and how far it may still go.
@@ -169,6 +169,9 @@ func (q *Inquiry) bounds(final bool) (v Verdict, score int, certain bool) {
 			if t.trusted {
 				block.add(e.Weight, true)
 				mustBlock = mustBlock || e.Block
+			} else if t.pending && !final { // the next one may be trusted
+				block.add(e.Weight, false)
+				mayBlock = mayBlock || e.Block
 			}
 		case t.pending && !final:
 			junk.add(e.Weight, false)

@@ -122,7 +122,9 @@ func (r *Resolver) confDue(now time.Time) bool {
 // checkConf reads Conf when it has changed. What is in force stays when it
 // cannot be read.
 func (r *Resolver) checkConf() {
-	r.confMu.Lock()
+	if !r.confMu.TryLock() { // a disk that hangs holds up one goroutine, not one a second
+		return
+	}
 	defer r.confMu.Unlock()
 	fi, err := os.Stat(r.opts.Conf)
 	if err == nil && r.seen.info != nil && os.SameFile(fi, r.seen.info) &&

@@ -94,7 +94,7 @@ func (s *server) due(now time.Time) (down, probe bool) {
 type try struct {
 	*server
 	out   bool // has answered with an error, is not asked again
-	tcp   bool // is asked over TCP
+	tcp   bool // is being asked over TCP
 	plain bool // is asked without EDNS0
 }
 
@@ -124,6 +124,15 @@ type exchange struct {
 }
 
 const nobody = -1
+
+// limit makes the exchange end in time should it never begin.
+func (x *exchange) limit() {
+	x.on(func() *answer {
+		x.current = nobody
+		x.wait(x.r.opts.Timeout)
+		return nil
+	})
+}
 
 // begin asks the first server.
 func (x *exchange) begin() {
@@ -244,8 +253,26 @@ func (x *exchange) order(servers []*server) {
 	up := len(x.tries)
 	x.tries = append(x.tries, down...)
 	if up > 0 && probe >= 0 {
-		x.send(up + probe)
+		x.probe(up + probe)
 	}
+}
+
+// probe asks server i, which is down. It may be slower than those that are not,
+// so what it says is a sign of life even after the exchange has ended.
+func (x *exchange) probe(i int) {
+	s := x.tries[i].server
+	stop, err := s.ex.send(x.q, true, func(ans *answer, err error) {
+		var code rcodeError
+		if err == nil || errors.Is(err, errTruncated) || errors.As(err, &code) {
+			s.alive()
+		}
+		x.reply(i, ans, err)
+	})
+	if err != nil {
+		return
+	}
+	x.waiting++
+	time.AfterFunc(x.r.opts.Timeout, stop)
 }
 
 func (x *exchange) allOut() bool {
@@ -287,29 +314,31 @@ func (x *exchange) send(i int) bool {
 
 // reply takes what came back from server i.
 func (x *exchange) reply(i int, ans *answer, err error) {
-	x.on(func() *answer {
-		x.waiting--
-		switch {
-		case err == nil:
-			x.tries[i].alive()
-			return ans
-		case !time.Now().Before(x.deadline):
-			return timeout(x.q.name)
-		case x.goOn(i, err):
-			if x.current >= 0 {
-				x.wait(x.patience)
-			}
-			return nil
-		}
-		x.note(i, err)
-		switch {
-		case i == x.current:
-			return x.ask()
-		case x.current < 0 && (x.waiting == 0 || x.allOut()):
-			return x.failure()
+	x.on(func() *answer { return x.replied(i, ans, err) })
+}
+
+func (x *exchange) replied(i int, ans *answer, err error) *answer {
+	x.waiting--
+	switch {
+	case err == nil:
+		x.tries[i].alive()
+		return ans
+	case !time.Now().Before(x.deadline):
+		return timeout(x.q.name)
+	case x.goOn(i, err):
+		if x.current >= 0 {
+			x.wait(x.patience)
 		}
 		return nil
-	})
+	}
+	x.note(i, err)
+	switch {
+	case i == x.current:
+		return x.ask()
+	case x.current < 0 && (x.waiting == 0 || x.allOut()):
+		return x.failure()
+	}
+	return nil
 }
 
 // goOn reports whether another reply of server i may follow an error.
@@ -346,14 +375,17 @@ func (x *exchange) stream(i int) {
 	x.stops = append(x.stops, cancel)
 	x.r.wg.Go(func() {
 		var ans *answer
-		var err error
+		err := errors.New("internal error")
 		select {
 		case x.r.tcp <- struct{}{}:
-			ans, err = t.ex.stream(ctx, x.q, !t.plain)
+			x.r.safely(func() { ans, err = t.ex.stream(ctx, x.q, !t.plain) })
 			<-x.r.tcp
 		case <-ctx.Done():
 			err = ctx.Err()
 		}
-		x.reply(i, ans, err)
+		x.on(func() *answer {
+			x.tries[i].tcp = false
+			return x.replied(i, ans, err)
+		})
 	})
 }

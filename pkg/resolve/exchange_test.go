@@ -244,6 +244,39 @@ func TestDeadServer(t *testing.T) {
 	})
 }
 
+// A first server that is back counts as such even if the second one, which is
+// asked beside it, is faster: the first is the one that is wanted.
+func TestSlowServerComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		now := failsWith(never, nil)
+		r := withFakes(t, Options{},
+			&fake{answer: func(k key, n int) (time.Duration, *answer, error) { return now(k, n) }},
+			&fake{answer: says(10*ms, two)})
+		for i := range maxFails {
+			timed(t, r, fmt.Sprintf("n%d.example.org", i))
+		}
+		for i, back := range []func(key, int) (time.Duration, *answer, error){
+			says(50*ms, one),
+			failsWith(50*ms, rcodeError("server answers SERVFAIL")),
+		} {
+			now = back
+			time.Sleep(maxBackoff)
+			if as, took, err := timed(t, r, fmt.Sprintf("probe%d.example.org", i)); err != nil || as[0] != two || took != 10*ms {
+				t.Errorf("probe: %v, %v after %v", as, err, took)
+			}
+			time.Sleep(100 * ms)
+			now = says(50*ms, one)
+			if as, took, err := timed(t, r, fmt.Sprintf("back%d.example.org", i)); err != nil || as[0] != one || took != 50*ms {
+				t.Errorf("back: %v, %v after %v", as, err, took)
+			}
+			now = failsWith(never, nil)
+			for j := range maxFails {
+				timed(t, r, fmt.Sprintf("n%d.%d.example.org", j, i))
+			}
+		}
+	})
+}
+
 // When all are down, all are asked, in order.
 func TestAllDown(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -297,6 +330,25 @@ func TestTruncated(t *testing.T) {
 			})
 		})
 	}
+	t.Run("refused twice", func(t *testing.T) { // nobody waits for what cannot come
+		synctest.Test(t, func(t *testing.T) {
+			r := withFakes(t, Options{}, &fake{answer: truncated, tcp: tcp(20*ms, errors.New("refused"))})
+			if _, took, err := timed(t, r, "example.org"); kind(err) != "temporary" || took > time.Second {
+				t.Errorf("%v after %v", err, took)
+			}
+		})
+	})
+	t.Run("panic", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			f := &fake{answer: truncated, tcp: func(key) (time.Duration, *answer, error) { panic("oops") }}
+			r := withFakes(t, Options{}, f)
+			for i := range 2 * maxTCP { // none keeps its place
+				if _, took, err := timed(t, r, fmt.Sprint(i, ".example.org")); kind(err) != "temporary" || took > time.Second {
+					t.Fatalf("%v after %v", err, took)
+				}
+			}
+		})
+	})
 	t.Run("deadline", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			r := withFakes(t, Options{}, &fake{answer: truncated, tcp: tcp(time.Hour, nil)})
@@ -670,6 +722,69 @@ func TestConfIsReadAgain(t *testing.T) {
 		}
 		if n := strings.Count(log.String(), "cannot read"); n != 2 {
 			t.Errorf("%d messages about the missing file:\n%s", n, &log)
+		}
+	})
+}
+
+// What goes wrong while the file is read ends neither the filter nor the lookup.
+func TestConfPanics(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		r := newResolver(Options{Conf: conf, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		r.dial = func(a netip.AddrPort) exchanger {
+			if a != localhost {
+				panic("oops")
+			}
+			return &fake{answer: says(ms, one)}
+		}
+		r.start()
+		defer r.Close()
+		if err := os.WriteFile(conf, []byte("nameserver 10.0.0.1\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(confInterval)
+		if as, took, err := timed(t, r, "example.org"); err != nil || as[0] != one || took != ms {
+			t.Errorf("%v, %v after %v", as, err, took)
+		}
+		if !strings.Contains(log.String(), "oops") {
+			t.Error("not logged")
+		}
+	})
+}
+
+// A disk that hangs holds up the lookup that looks, until its deadline, and no
+// other one.
+func TestConfHangs(t *testing.T) {
+	conf := filepath.Join(t.TempDir(), "resolv.conf")
+	synctest.Test(t, func(t *testing.T) {
+		r := newResolver(Options{Conf: conf})
+		r.dial = func(a netip.AddrPort) exchanger {
+			if a != localhost {
+				time.Sleep(time.Hour)
+			}
+			return &fake{answer: says(ms, one)}
+		}
+		r.start()
+		defer r.Close()
+		if err := os.WriteFile(conf, []byte("nameserver 10.0.0.1\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(confInterval)
+		ended := make(chan time.Duration, 1)
+		start := time.Now()
+		r.StartA("example.org", func(_ []netip.Addr, _ bool, err error) {
+			if kind(err) != "timeout" {
+				t.Error(err)
+			}
+			ended <- time.Since(start)
+		})
+		time.Sleep(confInterval)
+		if _, took, err := timed(t, r, "other.example.org"); err != nil || took != ms {
+			t.Errorf("other: %v after %v", err, took)
+		}
+		if took := <-ended; took != 2*time.Second {
+			t.Errorf("ended after %v", took)
 		}
 	})
 }

@@ -308,6 +308,7 @@ func FuzzDecode(f *testing.F) {
 		m.SetEdns0(1232, false)
 		b, _ := m.Pack()
 		f.Add(b, byte(i))
+		f.Add(packed(f, q, 7, "a.example.org. CNAME a.example.org."), byte(i))
 		f.Add(q.packet(7, true), byte(i))
 	}
 	f.Fuzz(func(t *testing.T, b []byte, typ byte) {
@@ -323,7 +324,7 @@ func FuzzDecode(f *testing.F) {
 			t.Errorf("ttl %v", ans.ttl)
 		}
 		if ans.err != nil {
-			if !ans.err.IsNotFound || ans.addrs != nil || ans.strs != nil || ans.mx != nil {
+			if ans.err.IsNotFound == ans.err.IsTemporary || ans.addrs != nil || ans.strs != nil || ans.mx != nil {
 				t.Errorf("%+v", ans)
 			}
 			return

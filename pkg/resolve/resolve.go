@@ -331,15 +331,27 @@ func (r *Resolver) begin(ctx context.Context, name string, typ uint16, w waiter)
 	f, a := r.board(q, now, w)
 	switch {
 	case f == nil:
-	case r.confDue(now): // a file takes its time, which a caller may not have
-		r.wg.Go(func() {
-			r.checkConf()
-			f.begin()
-		})
+	case r.confDue(now):
+		r.beginLater(f)
 	default:
 		f.begin()
 	}
 	return a
+}
+
+// beginLater begins f when the file has been looked at: that takes its time,
+// which a caller may not have.
+func (r *Resolver) beginLater(f *flight) {
+	f.limit()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed { // Close has ended it, and may be waiting
+		return
+	}
+	r.wg.Go(func() {
+		r.safely(r.checkConf)
+		f.begin()
+	})
 }
 
 // board makes w wait. It returns a flight if that is to begin, or the answer if
@@ -391,20 +403,21 @@ func (r *Resolver) land(f *flight, start time.Time, a *answer) {
 	delete(r.flights, f.q.key)
 	r.mu.Unlock()
 	for i, w := range f.waiters { // nobody can board any more
-		r.tell(w, a, i == 0)
+		r.safely(func() { w(a, i == 0) })
 	}
 }
 
-func (r *Resolver) tell(w waiter, a *answer, fresh bool) {
+// safely calls f and logs a panic: it must not end a filter.
+func (r *Resolver) safely(f func()) {
 	defer func() {
 		if p := recover(); p != nil {
 			r.panicked(p)
 		}
 	}()
-	w(a, fresh)
+	f()
 }
 
-// panicked logs a panic: it must not end a filter.
+// panicked logs a panic with its stack.
 func (r *Resolver) panicked(p any) {
 	r.log.warn("panic in a lookup", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 }

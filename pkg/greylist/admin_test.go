@@ -122,3 +122,24 @@ func TestUnretried(t *testing.T) {
 		}
 	}
 }
+
+// What is not stored in clear is found by its key alone.
+func TestDeleteUnclear(t *testing.T) {
+	g := New(Options{})
+	a := Attempt{Time: epoch, Addr: netip.MustParseAddr("198.51.100.7"), Sender: "alice@s.example", Rcpt: "bob@example.org", SPF: "s.example"}
+	if _, err := g.Decide(t.Context(), a); err != nil {
+		t.Fatal(err)
+	}
+	for text, want := range map[string]int{
+		"198.51.100.7": 0, "spf:s.example": 0, "provider:x": 0, "<>,bob@example.org": 0,
+		"alice@s.example,bob@example.org": 1, // the pair
+	} {
+		if n, err := g.Delete(t.Context(), text); n != want || err != nil {
+			t.Errorf("%s: %d records deleted, %v", text, n, err)
+		}
+	}
+	a.Time = a.Time.Add(time.Minute)
+	if d, err := g.Decide(t.Context(), a); d.Reason != Retry || err != nil {
+		t.Errorf("%s, %v", d, err)
+	}
+}

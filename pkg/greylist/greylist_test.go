@@ -10,6 +10,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -756,6 +757,27 @@ func TestKeyFile(t *testing.T) {
 	if d, err := g.Decide(t.Context(), step{addr: "192.0.2.1"}.attempt()); err == nil {
 		t.Error(d)
 	}
+}
+
+// Keys do not depend on which were made before, or meanwhile.
+func TestHasher(t *testing.T) {
+	secret := []byte("0123456789abcdef")
+	h := newHasher(secret)
+	var wg sync.WaitGroup
+	for n := range 8 {
+		wg.Go(func() {
+			for i := range 500 {
+				near, part := fmt.Sprint(i*n%3), fmt.Sprint(i%5)
+				if i%7 == 0 {
+					near = ""
+				}
+				if got, want := h.key(KindPair, near, part), newHasher(secret).key(KindPair, near, part); got != want {
+					t.Errorf("%q, %q: %s, want %s", near, part, got, want)
+				}
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // Keys of one attempt have their neighbourhoods, and tell the kind.

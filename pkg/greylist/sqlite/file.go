@@ -77,7 +77,7 @@ func dsn(path string, kilobytes int, more ...string) string {
 			"auto_vacuum(incremental)", // take effect when the file is made
 			"journal_mode(wal)",
 			"synchronous(normal)",
-			"wal_autocheckpoint(8000)", // if that of the store does not keep up
+			fmt.Sprintf("wal_autocheckpoint(%d)", maxJournal), // if that of the store does not keep up
 			"temp_store(memory)",
 			"mmap_size(0)",
 			fmt.Sprintf("cache_size(-%d)", kilobytes),
@@ -162,13 +162,27 @@ func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylis
 }
 
 // checkpoint copies from the journal to the file what nobody is in the way of.
-func (r *reader) checkpoint() error {
-	_, err := r.db.ExecContext(background(), "PRAGMA wal_checkpoint(PASSIVE)")
-	return err
+// It returns the pages of the journal.
+func (r *reader) checkpoint() (pages int, err error) {
+	err = r.db.QueryRowContext(background(), "PRAGMA wal_checkpoint(PASSIVE)").Scan(new(int), &pages, new(int))
+	return pages, err
 }
 
-func (r *reader) counters(ctx context.Context) (map[string]int64, error) {
-	rows, err := r.db.QueryContext(ctx, "SELECT name, n FROM counter WHERE name <> ''")
+// close waits for a checkpoint, but not for ever: the connection that is closed
+// last takes the journal away by its name, which may be that of another by then.
+func (r *reader) close() {
+	ctx, cancel := context.WithTimeout(background(), closeTime/2)
+	defer cancel()
+	if conn, err := r.db.Conn(ctx); err == nil {
+		defer conn.Close()
+	}
+	r.db.Close()
+}
+
+func counters(ctx context.Context, db interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}) (map[string]int64, error) {
+	rows, err := db.QueryContext(ctx, "SELECT name, n FROM counter WHERE name <> ''")
 	if err != nil {
 		return nil, err
 	}
@@ -345,7 +359,7 @@ func (w *writer) replaced() bool {
 // where it is, to be taken for one of the new file.
 func (w *writer) close() {
 	if w.reader != nil {
-		w.reader.db.Close()
+		w.reader.close()
 	}
 	if w.replaced() {
 		if fi, err := os.Stat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
@@ -488,9 +502,9 @@ func (w *writer) evictOldest(excess int64) error {
 	return nil
 }
 
-// recount sets the number of grey records to what a sweep has found, if it is
-// far off: somebody else has removed records. Else it is the better one, for
-// records come and go while a sweep looks for them.
+// recount sets the number of grey records, as it was before this transaction, to
+// what a sweep has found, if it is far off: somebody else has removed records.
+// Else it is the better one, for records come and go while a sweep looks for them.
 func (w *writer) recount(found int64) error {
 	_, err := w.conn.ExecContext(background(), "UPDATE counter SET n = ?1 WHERE name = '' AND abs(n - ?1) > 10 + n / 2", found)
 	return err
@@ -509,6 +523,9 @@ func (w *writer) update(keys []greylist.Key, f func([]greylist.Record)) error {
 		return err
 	}
 	for i, k := range keys {
+		if recs[i].State == greylist.Absent {
+			recs[i] = greylist.Record{}
+		}
 		w.rows[k].now = recs[i]
 	}
 	return nil

@@ -50,6 +50,8 @@ const (
 	maxRenewed      = 2000    // passes that wait to be renewed
 	cacheSize       = 8 << 10 // records of origins at hand
 	checkpointEvery = 4000    // rows read or written
+	maxJournal      = 8000    // pages, past which the writer copies them itself
+	journalPause    = time.Second
 	pollEvery       = 250 * time.Millisecond
 	stale           = time.Second // past which nothing is at hand
 	retryEvery      = time.Second // of opening
@@ -253,9 +255,13 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	if keys != nil || done {
 		err = s.do(ctx, keys, func(w *writer) error {
 			*n = 0
+			was := found // and what goes now
 			if err := w.update(keys, func(recs []greylist.Record) {
 				for i := range recs {
 					if recs[i].State != greylist.Absent && expired(keys[i], recs[i]) {
+						if recs[i].State == greylist.Grey {
+							was++
+						}
 						recs[i] = greylist.Record{}
 						*n++
 					}
@@ -265,7 +271,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 			}
 			w.shrink = w.shrink || keys != nil
 			if done {
-				return w.recount(found)
+				return w.recount(was)
 			}
 			return nil
 		})
@@ -283,16 +289,25 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 // Count is part of greylist.Store.
 func (s *Store) Count(ctx context.Context, add map[string]int64) (map[string]int64, error) {
 	add = maps.Clone(add)
-	if len(add) > 0 {
-		if err := s.do(ctx, nil, func(w *writer) error { return w.count(add) }); err != nil {
+	if len(add) == 0 {
+		r, err := s.open(ctx)
+		if err != nil {
 			return nil, err
 		}
+		return counters(ctx, r.db)
 	}
-	r, err := s.open(ctx)
+	// What has been added is no error any more.
+	counts := new(map[string]int64)
+	err := s.do(ctx, nil, func(w *writer) (err error) {
+		if err = w.count(add); err == nil {
+			*counts, err = counters(background(), w.conn)
+		}
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
-	return r.counters(ctx)
+	return *counts, nil
 }
 
 // Peek is part of greylist.Cache.
@@ -389,8 +404,20 @@ func (s *Store) checkpoints() {
 	for {
 		select {
 		case <-s.kick:
-			if r := s.reader.Load(); r != nil {
-				r.checkpoint() // if not now, then another time
+			r := s.reader.Load()
+			if r == nil {
+				continue
+			}
+			if pages, err := r.checkpoint(); err != nil || pages < maxJournal {
+				continue // if not now, then another time
+			}
+			// It is written from its beginning again only when all of it has
+			// been copied. While this goroutine is slower than the writer,
+			// that is for the writer to do.
+			select {
+			case <-time.After(journalPause):
+			case <-s.quit:
+				return
 			}
 		case <-s.quit:
 			return

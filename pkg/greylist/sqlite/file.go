@@ -164,6 +164,11 @@ func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylis
 // checkpoint copies from the journal to the file what nobody is in the way of.
 // It returns the pages of the journal.
 func (r *reader) checkpoint() (pages int, err error) {
+	defer func() {
+		if p := recover(); p != nil { // the writer will meet it too
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
 	err = r.db.QueryRowContext(background(), "PRAGMA wal_checkpoint(PASSIVE)").Scan(new(int), &pages, new(int))
 	return pages, err
 }

@@ -380,19 +380,19 @@ func (s *Store) run() {
 	defer close(s.ended)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
-	s.idle()
+	s.safely(s.idle)
 	for {
 		select {
 		case j := <-s.jobs:
-			s.batch(append([]*job{j}, s.more(maxBatch-1)...))
+			s.safely(func() { s.batch(append([]*job{j}, s.more(maxBatch-1)...)) })
 		case <-tick.C:
-			s.idle()
+			s.safely(s.idle)
 		case <-s.quit:
 			for jobs := s.more(maxBatch); jobs != nil; jobs = s.more(maxBatch) {
-				s.batch(jobs)
+				s.safely(func() { s.batch(jobs) })
 			}
-			s.idle()
-			s.shut()
+			s.safely(s.idle)
+			s.safely(s.shut)
 			return
 		}
 	}
@@ -423,6 +423,22 @@ func (s *Store) checkpoints() {
 			return
 		}
 	}
+}
+
+// safely does a part of the work of the writing goroutine. Should the library
+// break on what is in the file, that must not end the program: the file is opened
+// again, and the steps that were at work run out of time.
+func (s *Store) safely(work func()) {
+	defer func() {
+		if p := recover(); p != nil {
+			s.openErr = fmt.Errorf("%s: panic: %v", s.opts.Path, p)
+			s.trouble(s.openErr)
+			s.tried = time.Now()
+			defer func() { recover() }()
+			s.shut()
+		}
+	}()
+	work()
 }
 
 // more returns what waits, up to n.

@@ -555,6 +555,25 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// A library that breaks ends nothing: the file is opened again.
+func TestBroken(t *testing.T) {
+	s, log := open(t, filepath.Join(t.TempDir(), "greylist.db"))
+	works(t, s)
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := s.do(ctx, nil, func(*writer) error { panic("broken") }); err == nil {
+		t.Error("no error")
+	}
+	time.Sleep(retryEvery)
+	works(t, s)
+	if n := count(t, s); n == 0 {
+		t.Error("what was stored before is gone")
+	}
+	if !strings.Contains(log.String(), "panic: broken") {
+		t.Errorf("%s", log)
+	}
+}
+
 // Of more records than are looked at together, the oldest go, more or less.
 func TestEvict(t *testing.T) {
 	s := Open(Options{Path: filepath.Join(t.TempDir(), "greylist.db"), MaxGrey: 10_000})

@@ -3,6 +3,7 @@ package main
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -304,6 +305,9 @@ func addrOf(s *filter.Session[state]) string {
 
 // noStore lets a message pass that the store has no answer to.
 func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fmt.Errorf("no answer within %s", storeTimeout)
+	}
 	c.metrics.Counter("greylist_store_errors_total").Inc()
 	c.trouble.note(s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
 	c.setHeader(s, "not delayed (no access to the records)")

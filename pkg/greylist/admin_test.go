@@ -1,10 +1,12 @@
 package greylist
 
 import (
+	"context"
 	"log/slog"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -91,6 +93,34 @@ func TestDelete(t *testing.T) {
 			}
 		}
 	}
+}
+
+// brokenStore panics where nobody waits for it.
+type brokenStore struct{ Store }
+
+func (brokenStore) Sweep(context.Context, func(Key, Record) bool) (int, bool, error) { panic("broken") }
+
+func (brokenStore) Count(context.Context, map[string]int64) (map[string]int64, error) {
+	panic("broken")
+}
+
+// A store that breaks is said, and ends nothing.
+func TestRunBroken(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out strings.Builder
+		g := New(Options{Store: brokenStore{NewMemory(0)}})
+		if _, err := g.Decide(t.Context(), Attempt{Time: epoch, Addr: netip.MustParseAddr("192.0.2.1")}); err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		go g.Run(ctx, func() time.Time { return epoch }, slog.New(slog.NewTextHandler(&out, nil)))
+		time.Sleep(5 * time.Minute)
+		cancel()
+		synctest.Wait()
+		if got := out.String(); strings.Count(got, "panic: broken") != 1 {
+			t.Errorf("%q", got)
+		}
+	})
 }
 
 // An attempt that expires without a retry is said, once.

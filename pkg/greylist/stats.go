@@ -106,9 +106,9 @@ const (
 )
 
 // Run removes expired records step by step, and stores what was counted, until
-// ctx ends. Now returns the newest time of an attempt; while it is zero nothing
+// ctx ends. Now returns the time of the last attempt; while it is zero nothing
 // expires. It logs attempts that expire without a retry, and trouble once, until
-// it ends; log may be nil.
+// it ends, a panic of the store among it; log may be nil.
 func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logger) {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
@@ -121,12 +121,12 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepEvery)
-			g.flush(last)
+			recovered(func() error { return g.flush(last) })
 			cancel()
 			return
 		case <-tick.C:
 		}
-		err := func() error {
+		err := recovered(func() error {
 			ctx, cancel := context.WithTimeout(ctx, stepTime)
 			defer cancel()
 			if t := now(); !t.IsZero() {
@@ -139,7 +139,7 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			}
 			next = time.Now().Add(flushEvery)
 			return g.flush(ctx)
-		}()
+		})
 		if (err != nil) != trouble && ctx.Err() == nil {
 			trouble = err != nil
 			if trouble {
@@ -149,6 +149,16 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			}
 		}
 	}
+}
+
+// recovered makes a panic of f its error: nobody else would catch it here.
+func recovered(f func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v", p)
+		}
+	}()
+	return f()
 }
 
 // sweep removes some of what has expired. An attempt that was refused and never

@@ -422,7 +422,7 @@ func (l *loop[S]) decision(s *Session[S]) Response {
 
 // dataLine passes one line of a message through the handlers.
 func (l *loop[S]) dataLine(s *Session[S]) {
-	text := l.line.Fields
+	raw := l.line.Fields
 	if s == nil {
 		if l.opt.Strict {
 			l.skip(l.line.Append(nil), errors.New("line for an unknown session"))
@@ -432,19 +432,20 @@ func (l *loop[S]) dataLine(s *Session[S]) {
 	}
 	s.micros = l.line.Micros
 	s.req = request{Request{Phase: proto.DataLine}, l.line.Version, l.line.Token, false}
-	if s.state == lost || len(text) == 1 && text[0] == '.' {
-		l.echo(s, text)
+	if s.state != lost && s.msg.part == start {
+		l.setFields(s) // of a message without lines too
+	}
+	if s.state == lost || bytes.Equal(raw, dot) {
+		l.echo(s, raw)
 		return
 	}
-	if s.msg.part == start {
-		l.setFields(s)
-	}
+	text := clean(raw)
 	if s.msg.part != body && l.forged(s, text) {
 		s.msg.pass(text)
 		return
 	}
 	if l.onDataLine == nil {
-		l.echo(s, text)
+		l.echo(s, raw)
 		return
 	}
 	l.begin(s)
@@ -455,7 +456,7 @@ func (l *loop[S]) dataLine(s *Session[S]) {
 		return Response{}
 	})
 	if !done {
-		l.echo(s, text)
+		l.echo(s, raw)
 		return
 	}
 	l.put = o.buf
@@ -487,14 +488,15 @@ func (l *loop[S]) begin(s *Session[S]) {
 	}
 }
 
-// echo passes a data line as it is. After a dot nothing of the message follows.
-func (l *loop[S]) echo(s *Session[S], text []byte) {
+// echo passes a data line as it came, or the dot that ends the message.
+func (l *loop[S]) echo(s *Session[S], raw []byte) {
 	l.begin(s)
-	if len(text) == 1 && text[0] == '.' {
-		l.lines.write("", text)
+	if bytes.Equal(raw, dot) {
+		l.lines.end()
 		s.msg = message{}
 	} else {
-		l.lines.Put(text)
+		text := clean(raw)
+		l.lines.put(text)
 		s.msg.pass(text)
 	}
 	l.put = l.lines.buf

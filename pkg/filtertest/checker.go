@@ -40,7 +40,7 @@ const (
 	Unanswered   Rule = "unanswered"    // request without answer, message without final dot [client hangs]
 	Unready      Rule = "unready"       // no register|ready [no client is served]
 	Gone         Rule = "gone"          // the filter ended before its input did [dies]
-	Lost         Rule = "lost"          // the message changed; see Checker.Whole
+	Lost         Rule = "lost"          // a receiver reads another message than the client sent; see Checker.Edits
 	Misuse       Rule = "misuse"        // the test does what smtpd never does
 
 	// Harmless to smtpd; see Checker.Warnings.
@@ -99,6 +99,10 @@ type Checker struct {
 	// Ahead says that the input does not wait for answers, as with a recorded session on standard
 	// input. A request of a phase that the filter did not register may then be answered, but need not.
 	Ahead bool
+
+	// Edits says that the filter changes messages. Otherwise a receiver must read each as the client
+	// sent it, apart from header fields of our filters; see SameMessage.
+	Edits bool
 
 	ready     bool
 	regs      []string
@@ -541,7 +545,8 @@ func (c *Checker) dataLine(s *session, r *request, line, text string) {
 		c.finish(s, r)
 		return
 	}
-	if text[:min(1, len(text))] == "." && text[:min(2, len(text))] != ".." && !slices.Contains(r.in, text) {
+	if text[:min(1, len(text))] == "." && text[:min(2, len(text))] != ".." &&
+		!slices.ContainsFunc(r.in, func(l string) bool { return strings.HasPrefix(l, text) }) {
 		if text == ".\r" {
 			c.problem(DotCR, line, "dot and CR is not the final dot")
 		} else {
@@ -556,10 +561,17 @@ func (c *Checker) finish(s *session, r *request) {
 	if !r.inDone || !r.outDone {
 		return
 	}
-	if isField(first(r.in)) && !isField(first(r.out)) {
-		c.problem(Header, first(r.out), "the first line of the message must be a header field")
-	} else if headerOK(r.in) && !headerOK(r.out) {
-		c.problem(Header, first(r.out), "neither header field nor continuation in the header")
+	in, _ := Received(r.in)
+	out, _ := Received(r.out)
+	if isField(first(in)) && !isField(first(out)) {
+		c.problem(Header, first(out), "the first line of the message must be a header field")
+	} else if headerOK(in) && !headerOK(out) {
+		c.problem(Header, first(out), "neither header field nor continuation in the header")
+	}
+	if !c.Edits {
+		if err := SameMessage(r.minor, r.in, r.out); err != nil {
+			c.problem(Lost, "", "session %s message %d: %v", r.session, r.n, err)
+		}
 	}
 	c.answers = append(c.answers, Answer{Session: r.session, Phase: r.phase, N: r.n, Lines: slices.Clone(r.out)})
 	c.done(s)
@@ -587,12 +599,6 @@ func isField(s string) bool {
 		}
 	}
 	return true
-}
-
-// named reports whether a line begins a field of one of the names.
-func named(s string, names []string) bool {
-	name, _, ok := strings.Cut(s, ":")
-	return ok && slices.ContainsFunc(names, func(n string) bool { return strings.EqualFold(n, strings.TrimRight(name, " \t")) })
 }
 
 // headerOK reports whether all lines before the first empty one are fields and their continuations.
@@ -625,95 +631,4 @@ func (c *Checker) End() {
 		}
 		s.waiting = nil
 	}
-}
-
-// Whole checks that the complete messages came back as they were, apart from header fields that the filter
-// inserted, lines over 1997 bytes that it split (with a stuffed dot or, in the header, a blank at the start of a
-// piece), and the header fields of the given names, which it may remove. It returns a problem for each other message.
-func (c *Checker) Whole(removed ...string) []Problem {
-	var ps []Problem
-	for _, r := range c.requests {
-		if !r.inDone || !r.outDone {
-			continue
-		}
-		n := whole(r.in, r.out, removed)
-		if n < 0 {
-			continue
-		}
-		line := "."
-		if n < len(r.out) {
-			line = r.out[n]
-		}
-		ps = append(ps, Problem{Lost, line, fmt.Sprintf("session %s message %d is changed at output line %d", r.session, r.n, n+1)})
-	}
-	return ps
-}
-
-// whole follows all ways to read out as a copy of in, and returns the index of the first line
-// of out that none explains, or -1.
-func whole(in, out, removed []string) int {
-	body := slices.Index(in, "")
-	if body < 0 {
-		body = len(in)
-	}
-	type state struct {
-		line, off int  // next line of in, and how much of it we have
-		inserted  bool // in an inserted field
-	}
-	add := func(set map[state]bool, s state) {
-		if s.off > 0 && s.off == len(in[s.line]) {
-			s = state{line: s.line + 1}
-		}
-		for !set[s] {
-			set[s] = true
-			if s.off != 0 || s.line >= body || !named(in[s.line], removed) {
-				return
-			}
-			for s.line++; s.line < body && blank(in[s.line]); s.line++ {
-			}
-			s.inserted = false
-		}
-	}
-	states := make(map[state]bool)
-	add(states, state{})
-	for n, o := range out {
-		next := make(map[state]bool)
-		for s := range states {
-			header := s.line < body
-			if s.off > 0 { // the rest of a split line
-				pieces := []string{o}
-				if header && blank(o) {
-					pieces = []string{o, o[1:]} // folded at a blank of the line, or with one of its own
-				} else if header {
-					pieces = nil
-				} else if o != "" && o[0] == '.' {
-					pieces = []string{o[1:]}
-				}
-				for _, p := range pieces {
-					if p != "" && strings.HasPrefix(in[s.line][s.off:], p) {
-						add(next, state{line: s.line, off: s.off + len(p)})
-					}
-				}
-				continue
-			}
-			if s.line < len(in) {
-				if o == in[s.line] {
-					add(next, state{line: s.line + 1})
-				} else if len(in[s.line]) > maxOldData && o != "" && strings.HasPrefix(in[s.line], o) {
-					add(next, state{line: s.line, off: len(o)})
-				}
-			}
-			if s.line <= body && (isField(o) && (s.line == len(in) || !blank(in[s.line])) || s.inserted && blank(o)) {
-				add(next, state{line: s.line, inserted: true})
-			}
-		}
-		if len(next) == 0 {
-			return n
-		}
-		states = next
-	}
-	if states[state{line: len(in)}] || states[state{line: len(in), inserted: true}] {
-		return -1
-	}
-	return len(out)
 }

@@ -180,7 +180,7 @@ func TestRules(t *testing.T) {
 		{"garbage sent", "", "> mail-from\n> filter|1.0|1.000000|smtp-in|noop|{s2}|{noop}|\n< " + result + "{mail-from}|proceed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := new(Checker)
+			c := &Checker{Edits: true}
 			all := registerAll
 			if strings.HasPrefix(tt.name, "misuse: unreg") {
 				all = strings.Replace(all, "< register|filter|smtp-in|help\n", "", 1)
@@ -268,10 +268,10 @@ func TestOrder(t *testing.T) {
 // What smtpd before 7.4 cuts.
 func TestCut(t *testing.T) {
 	for version, want := range map[string]Rule{"0.5": Cut, "0.6": Cut, "0.7": "", "0.8": ""} {
-		c := new(Checker)
+		c := &Checker{Edits: true}
 		feed(c, version, registerAll+message+halfEcho+"< "+data+strings.Repeat("x", 1998)+"\n< "+data+".")
 		check(t, c, want)
-		c = new(Checker)
+		c = &Checker{Edits: true}
 		feed(c, version, registerAll+message+halfEcho+"< "+data+strings.Repeat("x", 1997)+"\n< "+data+".")
 		check(t, c, "")
 	}
@@ -322,59 +322,92 @@ func TestAnswers(t *testing.T) {
 	}
 }
 
-func TestWhole(t *testing.T) {
-	h, b := "X-Long: "+strings.Repeat("h", 3000), strings.Repeat("b", 2000)+".."+strings.Repeat("c", 2000)
-	in := []string{"Received: x", "\tby y", h, "X-Class: forged", " more", "Subject: z", "", "text", "..x", b, "same", "same", "end"}
+// What a receiver reads is the message that was sent, whatever was split on the way.
+func TestSameMessage(t *testing.T) {
+	h, b := "X-Long: "+strings.Repeat("h", 3000), strings.Repeat("b", 1995)+".."+strings.Repeat("c", 2000)
+	d := ". " + strings.Repeat("d", 3000) // goes on with the field before it
+	in := []string{"Received: x", "\tby y", h, "X-Class: forged", " more", "Subject: z", d, "", "text", "..x", b, "same", "same", "end"}
 	edit := func(at, del int, lines ...string) []string {
 		out := append([]string{}, in[:at]...)
 		return append(append(out, lines...), in[at+del:]...)
 	}
 	for _, tt := range []struct {
-		name    string
-		ok      bool
-		removed []string
-		out     []string
+		name string
+		ok   bool
+		out  []string
 	}{
-		{"same", true, nil, in},
-		{"field in front", true, nil, edit(0, 0, "X-A: b", "\tc", " d", "X-B: e")},
-		{"field at the end", true, nil, edit(6, 0, "X-A: b", "\tc")},
-		{"field in a folded field", false, nil, edit(1, 0, "X-A: b")},
-		{"field in the body", false, nil, edit(8, 0, "X-A: b")},
-		{"no field", false, nil, edit(0, 0, "hello")},
-		{"split header", true, nil, edit(2, 1, h[:1900], " "+h[1900:])},
-		{"split header, not folded", false, nil, edit(2, 1, h[:1900], h[1900:])},
-		{"split body", true, nil, edit(9, 1, b[:1990], b[1990:2000], ".."+b[2001:])},
-		{"split body, not stuffed", false, nil, edit(9, 1, b[:2000], b[2000:])},
-		{"split body, piece lost", false, nil, edit(9, 1, b[:2000])},
-		{"split short line", false, nil, edit(7, 1, "te", "xt")},
-		{"line lost", false, nil, edit(7, 1)},
-		{"one of two same lines lost", false, nil, edit(10, 1)},
-		{"last line lost", false, nil, edit(12, 1)},
-		{"line too much", false, nil, edit(13, 0, "more")},
-		{"unstuffed", false, nil, edit(8, 1, ".x")},
-		{"changed", false, nil, edit(5, 1, "Subject: y")},
-		{"forged field removed", true, []string{"x-class"}, edit(3, 2)},
-		{"forged field replaced", true, []string{"X-Class"}, append([]string{"X-Class: real"}, edit(3, 2)...)},
-		{"removed half", false, []string{"X-Class"}, edit(3, 1)},
-		{"removed other", false, []string{"X-Other"}, edit(3, 2)},
-		{"order", false, nil, edit(5, 3, "", "Subject: z", "text")},
+		{"same", true, in},
+		{"field in front", true, edit(0, 0, "X-Test: b", "\tc", " d", "X-Test: e")},
+		{"field at the end", true, edit(7, 0, "X-Test: b", "\tc")},
+		{"field in a folded field", false, edit(1, 0, "X-Test: b")},
+		{"field in the body", false, edit(9, 0, "X-Test: b")},
+		{"no field", false, edit(0, 0, "hello")},
+		{"split header", true, edit(2, 1, h[:1900], " "+h[1900:])},
+		{"split header, not folded", false, edit(2, 1, h[:1900], h[1900:])},
+		{"split behind a dot", true, edit(6, 1, d[:1900], " "+d[1900:])},
+		{"split before the fold", false, edit(6, 1, ".", d[1:1900], " "+d[1900:])},
+		{"split body", true, edit(10, 1, b[:1990], b[1990:1996], ".."+b[1997:])},
+		{"split body, stuffed dot halved", true, edit(10, 1, b[:1995], "..."+b[1997:])},
+		{"split body, not stuffed", false, edit(10, 1, b[:1995], b[1995:])},
+		{"split body, piece lost", false, edit(10, 1, b[:1990])},
+		{"split body, a lone dot", false, edit(10, 1, b[:1995], ".", ".."+b[1997:])},
+		{"split short line", false, edit(8, 1, "te", "xt")},
+		{"line lost", false, edit(8, 1)},
+		{"one of two same lines lost", false, edit(11, 1)},
+		{"last line lost", false, edit(13, 1)},
+		{"line too much", false, edit(14, 0, "more")},
+		{"unstuffed", false, edit(9, 1, ".x")},
+		{"changed", false, edit(5, 1, "Subject: y")},
+		{"forged field removed", true, edit(3, 2)},
+		{"forged field replaced", true, append([]string{"X-Class: real"}, edit(3, 2)...)},
+		{"removed half", false, edit(3, 1)},
+		{"removed other", false, edit(5, 2)},
+		{"order", false, edit(5, 4, "", "Subject: z", d, "text")},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c := new(Checker)
-			feed(c, "0.7", registerAll)
-			for _, l := range append(in[:len(in):len(in)], ".") {
-				c.Sent("filter|0.7|1.000001|smtp-in|data-line|" + s1 + "|" + tokenOf("data-line") + "|" + l)
+			// All lines are short enough for smtpd, but those that the test is about.
+			pieces := func(lines []string) (out []string) {
+				header := true
+				for _, l := range lines {
+					header = header && l != ""
+					switch {
+					case len(l) <= 1997:
+						out = append(out, l)
+					case header:
+						out = append(out, l[:1997], " "+l[1997:])
+					default:
+						for ; len(l) > 1997; l = l[1997:] {
+							out = append(out, l[:1997])
+						}
+						out = append(out, l)
+					}
+				}
+				return out
 			}
-			for _, l := range append(tt.out[:len(tt.out):len(tt.out)], ".") {
+			if err := SameMessage(6, in, pieces(tt.out)); (err == nil) != tt.ok {
+				t.Error(err)
+			}
+			c := new(Checker)
+			feed(c, "0.6", registerAll)
+			for _, l := range append(in[:len(in):len(in)], ".") {
+				c.Sent("filter|0.6|1.000001|smtp-in|data-line|" + s1 + "|" + tokenOf("data-line") + "|" + l)
+			}
+			for _, l := range append(pieces(tt.out), ".") {
 				c.Got("filter-dataline|" + s1 + "|" + tokenOf("data-line") + "|" + l)
 			}
-			if p := c.Whole(tt.removed...); (len(p) == 0) != tt.ok {
+			if p := c.Problems(); (len(p) == 0) != tt.ok {
 				t.Error(p)
 			}
 		})
 	}
-	if n := whole([]string{"a: " + strings.Repeat(" ", 3000)}, []string{"a: " + strings.Repeat(" ", 1500), " " + strings.Repeat(" ", 1500)}, nil); n != -1 {
-		t.Error("blanks", n)
+	if err := SameMessage(6, []string{"a: " + strings.Repeat(" ", 3000)}, []string{"a: " + strings.Repeat(" ", 1500), " " + strings.Repeat(" ", 1500)}); err != nil {
+		t.Error("spaces:", err)
+	}
+	if err := SameMessage(7, in, in); err != nil {
+		t.Error(err)
+	}
+	if err := SameMessage(6, in, in); err == nil {
+		t.Error("long lines pass")
 	}
 }
 
@@ -404,16 +437,16 @@ func TestTraces(t *testing.T) {
 			c.End()
 			cut := 0
 			for _, p := range c.Problems() {
-				if p.Rule == Cut && strings.Contains(file, "22_message") && !strings.HasPrefix(file, "7.8") {
+				if (p.Rule == Cut || p.Rule == Lost) && strings.Contains(file, "22_message") && !strings.HasPrefix(file, "7.8") {
 					cut++
 				} else {
 					t.Error(p)
 				}
 			}
-			if strings.Contains(file, "22_message") && !strings.HasPrefix(file, "7.8") && cut != 2 {
+			if strings.Contains(file, "22_message") && !strings.HasPrefix(file, "7.8") && cut != 3 {
 				t.Errorf("%d lines cut", cut)
 			}
-			if w := append(c.Warnings(), c.Whole()...); len(w) > 0 {
+			if w := c.Warnings(); len(w) > 0 {
 				t.Error(w)
 			}
 			want := 0
@@ -446,23 +479,22 @@ func FuzzChecker(f *testing.F) {
 			}
 		}
 		c.End()
-		c.Whole("a")
 		for _, p := range append(c.Problems(), c.Warnings()...) {
 			_ = p.String()
 		}
 	})
 }
 
-func FuzzWhole(f *testing.F) {
-	f.Add("a: b\n c\n\nd", "x: y\na: b\n c\n\nd", "a")
-	f.Fuzz(func(t *testing.T, in, out, name string) {
+func FuzzSameMessage(f *testing.F) {
+	f.Add("a: b\n c\n\nd", "x: y\na: b\n c\n\nd")
+	f.Fuzz(func(t *testing.T, in, out string) {
 		if len(in)+len(out) > 10000 {
 			return
 		}
 		lines := strings.Split(in, "\n")
-		whole(lines, strings.Split(out, "\n"), []string{name})
-		if n := whole(lines, lines, nil); n != -1 {
-			t.Errorf("not the same as itself, line %d of %q", n, in)
+		SameMessage(7, lines, strings.Split(out, "\n"))
+		if err := SameMessage(7, lines, lines); err != nil && !slices.Contains(lines, ".") {
+			t.Errorf("not the same as itself: %v", err)
 		}
 	})
 }

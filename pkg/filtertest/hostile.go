@@ -125,6 +125,15 @@ func HostileStreams() []Stream {
 				strings.Repeat("b", 65486), strings.Repeat("b", 1997), strings.Repeat("b", 1998), strings.Repeat("b", 1997)+".", "text")
 		})
 	}
+	for _, v := range []string{"0.4", "0.6", "0.7"} {
+		add("lines at the limit of "+v, v, func(b *streamBuilder) {
+			b.begin(id)
+			for _, line := range EdgeLines(maxPayload(int(v[2] - '0'))) {
+				b.message(id, "Received: x", "\tby y", line, "", line, "RSET", "MAIL FROM:<a@b.example>")
+			}
+			b.end(id, plain...)
+		})
+	}
 	add("long lines", "0.7", func(b *streamBuilder) {
 		b.begin(id)
 		b.report("protocol-client", id, "|"+strings.Repeat("x", 10<<20))
@@ -326,4 +335,25 @@ func (p Program) hostile(s Stream) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// EdgeLines returns lines about as long as smtpd takes from a filter, that make trouble when they are cut in the
+// wrong place: with dots, spaces and tabs at their ends.
+func EdgeLines(limit int) []string {
+	lines := []string{
+		strings.Repeat(".", limit+1), strings.Repeat(". ", limit/2+1), strings.Repeat(" .", limit/2+1), strings.Repeat(".\t", limit/2+1),
+		"X:" + strings.Repeat(" ", limit) + ".", strings.Repeat("a", limit-1) + " ." + strings.Repeat("b", limit/2),
+	}
+	over := []int{0, 1, 2, 100}
+	if limit > maxOldData {
+		over = []int{1} // they cost too much
+	}
+	for _, head := range []string{". ", ".\t", ". . ", "..", ".. ", "...", ".", " ", " .", "X: .", "X: . "} {
+		for _, tail := range []string{"", ".", " .", ". ", " . . ", "\r", ".\r"} {
+			for _, n := range over {
+				lines = append(lines, head+strings.Repeat("a", limit+n-len(head)-len(tail))+tail)
+			}
+		}
+	}
+	return lines
 }

@@ -114,6 +114,9 @@ func split(r *request, header bool) (pieces []string) {
 		n = maxOldData
 	}
 	text, pre := r.params, ""
+	if len(text) > n && text[0] == '.' {
+		text, pre = text[1:], "."
+	}
 	for len(pre)+len(text) > n {
 		pieces = append(pieces, pre+text[:n-len(pre)])
 		text, pre = text[n-len(pre):], ""
@@ -498,7 +501,7 @@ func TestDialogueBad(t *testing.T) {
 				}
 				return nil
 			}}
-			_, err := Program{Func: f.run, Dir: dir}.play(tt.text, nil)
+			_, err := Program{Func: f.run, Dir: dir, Edits: true}.play(tt.text, nil)
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("%q: %v, want %s", tt.text, err, tt.want)
 			}

@@ -44,20 +44,22 @@ func SameMessage(minor int, in, out []string) error {
 			return fmt.Errorf("line %d has %d bytes, over %d", i+1, len(l), limit)
 		}
 	}
-	var long []bool // lines that need to be split
-	for _, l := range in {
-		long = append(long, len(l) > limit)
-	}
 	in, _ = Received(in)
 	out, _ = Received(out)
-	if n := explain(in, long, out); n >= 0 {
-		line := "the end"
-		if n < len(out) {
-			line = brief(out[n])
-		}
-		return fmt.Errorf("the message is changed at line %d: %s", n+1, line)
+	return SameText(minor, in, out)
+}
+
+// SameText is SameMessage of lines as a receiver has them, without the dots of the transport.
+func SameText(minor int, in, out []string) error {
+	n := explain(in, maxPayload(minor), out)
+	if n < 0 {
+		return nil
 	}
-	return nil
+	line := "the end"
+	if n < len(out) {
+		line = brief(out[n])
+	}
+	return fmt.Errorf("the message is changed at line %d: %s", n+1, line)
 }
 
 // reading is how far a reading of the output has come.
@@ -67,7 +69,7 @@ type reading struct {
 }
 
 // explain returns the index of the first line of out that no reading explains, or -1.
-func explain(in []string, long []bool, out []string) int {
+func explain(in []string, limit int, out []string) int {
 	body := 0 // the empty line, which ends the header
 	for body < len(in) && in[body] != "" {
 		body++
@@ -114,7 +116,7 @@ func explain(in []string, long []bool, out []string) int {
 			if r.line < len(in) {
 				if o == in[r.line] {
 					add(next, reading{line: r.line + 1})
-				} else if long[r.line] && o != "" && strings.HasPrefix(in[r.line], o) {
+				} else if len(in[r.line]) >= limit && o != "" && strings.HasPrefix(in[r.line], o) {
 					add(next, reading{line: r.line, off: len(o)})
 				}
 			}

@@ -19,20 +19,21 @@ const module = "opensmtpd-filters/"
 // importRules says which packages of this module a package below pkg may import.
 // A package that is not here has yet to be given its place.
 func importRules() map[string][]string {
-	check := []string{"pkg/resolve", "pkg/ipset", "pkg/metrics"}
-	store := []string{"pkg/greylist"}
+	check := []string{"pkg/guard", "pkg/resolve", "pkg/ipset", "pkg/metrics"}
+	store := []string{"pkg/greylist", "pkg/guard"}
 	return map[string][]string{
-		"pkg/proto":           nil,
-		"pkg/metrics":         nil,
-		"pkg/ipset":           nil,
-		"pkg/sandbox":         nil,
-		"pkg/cli":             nil,
-		"pkg/reload":          nil,
-		"pkg/resolve":         {"pkg/metrics"},
-		"pkg/filter":          {"pkg/proto", "pkg/metrics"},
+		"pkg/guard":           nil,
+		"pkg/proto":           {"pkg/guard"},
+		"pkg/metrics":         {"pkg/guard"},
+		"pkg/ipset":           {"pkg/guard"},
+		"pkg/sandbox":         {"pkg/guard"},
+		"pkg/cli":             {"pkg/guard"},
+		"pkg/reload":          {"pkg/guard"},
+		"pkg/resolve":         {"pkg/guard", "pkg/metrics"},
+		"pkg/filter":          {"pkg/guard", "pkg/proto", "pkg/metrics"},
 		"pkg/dnsbl":           check,
 		"pkg/rdns":            check,
-		"pkg/senderscore":     {"pkg/dnsbl", "pkg/ipset", "pkg/metrics"},
+		"pkg/senderscore":     {"pkg/dnsbl", "pkg/guard", "pkg/ipset", "pkg/metrics"},
 		"pkg/greylist":        check,
 		"pkg/greylist/sqlite": store,
 		"pkg/greylist/redis":  store,

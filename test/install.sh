@@ -10,7 +10,8 @@ set -eu
 
 # opensmtpd    smtpd 6.8.0p2, protocol 0.6
 # iproute2     ip(8), to make every source address local in the tests' own network
-# debootstrap  fetches the Debian 13 root for smtpd 7.6, protocol 0.7, TLS and AUTH
+# debootstrap  fetches roots of later Debians: 13 (trixie) for smtpd 7.6, protocol 0.7,
+#              TLS and AUTH; 14 (forky) for smtpd 7.9
 # mandoc       checks the manual pages
 # rbldnsd      serves DNS lists, as those who run them do
 # msmtp        a client that does not try again by itself
@@ -27,9 +28,9 @@ bench) packages="postgrey" ;;
 	;;
 esac
 
-# One root for all clones on the machine. Remove it to have it made again.
+# One of each for all clones on the machine. Remove one to have it made again.
 cache=/var/cache/opensmtpd-filters
-root=$cache/trixie
+suites="trixie forky"
 postfix=$cache/postfix
 
 die() {
@@ -56,8 +57,8 @@ command -v apt-get >/dev/null && [ -r /etc/debian_version ] ||
 	die "not a Debian system; this wants Debian 12 with: $packages"
 
 need=$(missing | tr '\n' ' ')
-[ $what != all ] || for d in $postfix $root; do
-	[ -d $d ] || need="$need$d "
+[ $what != all ] || for d in postfix $suites; do
+	[ -d $cache/$d ] || need="$need$cache/$d "
 done
 [ -n "$need" ] || exit 0
 [ "$(id -u)" = 0 ] || die "not root; missing: $need"
@@ -99,7 +100,6 @@ if [ ! -d $postfix ]; then
 	chmod -R ug-s $postfix.part # else they do not look at LD_LIBRARY_PATH
 	mv $postfix.part $postfix
 fi
-[ ! -d $root ] || exit 0
 
 # The mirror and the proxy that apt uses.
 mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' |
@@ -107,15 +107,20 @@ mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' 'Ori
 eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
 export http_proxy="${http_proxy-}" https_proxy="${https_proxy-}"
 
-# Made beside its place and moved there when complete. The mounts of an
-# interrupted debootstrap end with its name space. smtpd 7.6 does not start
-# with TLS unless there are ca-certificates.
-rm -rf --one-file-system $root.part
-run unshare --mount debootstrap --force-check-gpg --variant=minbase \
-	--include=opensmtpd,ca-certificates trixie $root.part "$mirror"
-for f in hosts resolv.conf; do # places to mount the tests' own
-	rm -f $root.part/etc/$f
-	: >$root.part/etc/$f
+# Each is made beside its place and moved there when complete. The mounts of an
+# interrupted debootstrap end with its name space. smtpd 7 does not start with
+# TLS unless there are ca-certificates. debootstrap of Debian 12 does not know
+# the name forky; the script is the same for all.
+for suite in $suites; do
+	root=$cache/$suite
+	[ ! -d $root ] || continue
+	rm -rf --one-file-system $root.part
+	run unshare --mount debootstrap --force-check-gpg --variant=minbase \
+		--include=opensmtpd,ca-certificates $suite $root.part "$mirror" sid
+	for f in hosts resolv.conf; do # places to mount the tests' own
+		rm -f $root.part/etc/$f
+		: >$root.part/etc/$f
+	done
+	rm -rf $root.part/var/cache/apt/archives/*.deb $root.part/var/lib/apt/lists/*
+	mv $root.part $root
 done
-rm -rf $root.part/var/cache/apt/archives/*.deb $root.part/var/lib/apt/lists/*
-mv $root.part $root

@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -15,6 +17,7 @@ import (
 // A Release is an smtpd the tests run against.
 type Release struct {
 	Version string // as in "OpenSMTPD 6.8.0p2"
+	Moving  bool   // a later version will do: its Debian is not released yet
 	Root    string // where it is installed, "/" or a root of its own
 	TLS     bool   // its server side TLS works, and so AUTH
 }
@@ -25,6 +28,7 @@ func Releases() []Release {
 	return []Release{
 		{Version: "6.8.0p2", Root: "/"},
 		{Version: "7.6.0", Root: "/var/cache/opensmtpd-filters/trixie", TLS: true},
+		{Version: "7.9.0", Moving: true, Root: "/var/cache/opensmtpd-filters/forky", TLS: true},
 	}
 }
 
@@ -47,10 +51,26 @@ func (r Release) Ready() error {
 		return fmt.Errorf("real smtpd: OpenSMTPD %s is missing below %s; run test/install.sh as root (%w)", r.Version, r.Root, err)
 	}
 	version, _, _ := strings.Cut(string(out), "\n")
-	if !strings.Contains(version, "OpenSMTPD "+r.Version) {
+	if !r.is(version) {
 		return fmt.Errorf("real smtpd: want OpenSMTPD %s below %s, found %q; test/install.sh installs it on Debian 12", r.Version, r.Root, version)
 	}
 	return nil
+}
+
+// is reports whether the first line of smtpd -h is r's.
+func (r Release) is(line string) bool {
+	_, found, ok := strings.Cut(line, "OpenSMTPD ")
+	if !ok || !r.Moving {
+		return strings.HasPrefix(found, r.Version)
+	}
+	numbers := func(version string) (ns []int) {
+		for s := range strings.FieldsFuncSeq(version, func(c rune) bool { return c < '0' || c > '9' }) {
+			n, _ := strconv.Atoi(s)
+			ns = append(ns, n)
+		}
+		return ns
+	}
+	return slices.Compare(numbers(found), numbers(r.Version)) >= 0
 }
 
 // command makes a command that runs inside r's root.

@@ -54,6 +54,7 @@ import (
 // the most specific line counts.
 type DNSScript struct {
 	names map[string]*dnsName // lower case, with the final dot
+	inner map[string]bool     // those above a name with records
 }
 
 type dnsName struct {
@@ -90,6 +91,7 @@ func ParseDNSScript(text string) (*DNSScript, error) {
 	if err := lines.Err(); err != nil {
 		return nil, fmt.Errorf("line %d: %w", n+1, err)
 	}
+	s.index()
 	return s, nil
 }
 
@@ -197,12 +199,21 @@ func (s *DNSScript) records(name string) ([]dns.RR, bool) {
 			return n.rrs, true
 		}
 	}
-	for n, d := range s.names {
-		if d.rrs != nil && dns.IsSubDomain(name, n) {
-			return nil, true // an empty non-terminal
+	return nil, s.inner[name] // an empty non-terminal exists
+}
+
+// index makes inner. It comes after the last change of names.
+func (s *DNSScript) index() {
+	s.inner = make(map[string]bool)
+	for name, n := range s.names {
+		if n.rrs == nil {
+			continue
+		}
+		s.inner["."] = true
+		for _, p := range dnsParents(name) {
+			s.inner[strings.TrimPrefix(p, "*.")] = true
 		}
 	}
-	return nil, false
 }
 
 // answer fills in m's answer and authority sections and response code.
@@ -408,6 +419,7 @@ func (d *DNS) Add(script string) error {
 		at.acts = append(at.acts, n.acts...)
 		s.names[name] = at
 	}
+	s.index()
 	d.script = s
 	return nil
 }

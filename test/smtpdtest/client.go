@@ -31,6 +31,8 @@ func (r Reply) String() string { return fmt.Sprintf("%d %s", r.Code, strings.Joi
 // deadline. Raw bytes are sent with Write.
 type Client struct {
 	net.Conn
+	Patience time.Duration // limits each wait; Dial sets a minute
+
 	r *bufio.Reader
 }
 
@@ -46,12 +48,12 @@ func (s *Server) Dial(src string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{Conn: conn, r: bufio.NewReader(conn)}, nil
+	return &Client{Conn: conn, Patience: patience, r: bufio.NewReader(conn)}, nil
 }
 
 // Reply reads one reply.
 func (c *Client) Reply() (Reply, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.Patience)); err != nil {
 		return Reply{}, err
 	}
 	for r := (Reply{}); ; {
@@ -75,7 +77,7 @@ func (c *Client) Reply() (Reply, error) {
 
 // Do sends one line and reads the reply.
 func (c *Client) Do(line string) (Reply, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.Patience)); err != nil {
 		return Reply{}, err
 	}
 	if _, err := io.WriteString(c.Conn, line+"\r\n"); err != nil {
@@ -104,7 +106,7 @@ func (c *Client) StartTLS() error {
 
 // Rest reads what the server still sends until it closes.
 func (c *Client) Rest() (string, error) {
-	if err := c.SetDeadline(time.Now().Add(patience)); err != nil {
+	if err := c.SetDeadline(time.Now().Add(c.Patience)); err != nil {
 		return "", err
 	}
 	b, err := io.ReadAll(c.r)

@@ -11,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"math/big"
@@ -91,6 +92,10 @@ type Config struct {
 
 	// TLS offers STARTTLS and AUTH. It needs Release.TLS.
 	TLS bool
+
+	// Log gets what smtpd and the filters log, instead of Server.Log, and no
+	// trace of each request: for runs too long to keep that.
+	Log io.Writer
 }
 
 // A Filter is one filter of smtpd.conf.
@@ -191,12 +196,16 @@ func (s *Server) Restart(meanwhile func() error) error {
 }
 
 func (s *Server) launch() error {
-	log, err := os.OpenFile(s.Path("smtpd.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	args := []string{"-d", "-v", "-f", Dir + "/smtpd.conf"}
+	log, err := s.openLog()
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	s.cmd = s.conf.Release.command("/usr/sbin/smtpd", "-d", "-v", "-T", "filters", "-f", Dir+"/smtpd.conf")
+	if s.conf.Log == nil {
+		args = append(args, "-T", "filters")
+	}
+	s.cmd = s.conf.Release.command("/usr/sbin/smtpd", args...)
 	s.cmd.Stdout, s.cmd.Stderr = log, log
 	// As stdbuf(1) does: a line is one write. Else the processes of smtpd write
 	// into each other's lines.
@@ -212,6 +221,25 @@ func (s *Server) launch() error {
 	}()
 	return nil
 }
+
+// openLog returns what smtpd writes its log to.
+func (s *Server) openLog() (*os.File, error) {
+	if s.conf.Log == nil {
+		return os.OpenFile(s.Path("smtpd.log"), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o644)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	go func() {
+		_, _ = io.Copy(s.conf.Log, r)
+		_ = r.Close()
+	}()
+	return w, nil
+}
+
+// Exited is closed when smtpd has ended.
+func (s *Server) Exited() <-chan struct{} { return s.exited }
 
 func (s *Server) greeted() error {
 	return s.poll("smtpd greets", func() (bool, error) { return s.greets() == nil, nil })
@@ -417,14 +445,25 @@ func (s *Server) Check() error {
 		errs = append(errs, fmt.Errorf("smtpd does not greet: %w", err))
 	}
 	for line := range strings.Lines(s.Log()) {
-		for _, bad := range []string{"lost processor", "fatal", "lookup: ", "misbehaving", "exited abnormally", "smtpd: process"} {
-			if strings.Contains(line, bad) && !strings.HasPrefix(line, "debug:") {
-				errs = append(errs, fmt.Errorf("smtpd.log: %s", strings.TrimSpace(line)))
-				break
-			}
+		if Trouble(line) {
+			errs = append(errs, fmt.Errorf("smtpd.log: %s", strings.TrimSpace(line)))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Trouble reports whether a line of smtpd's log tells of a dead filter or
+// process.
+func Trouble(line string) bool {
+	if strings.HasPrefix(line, "debug:") {
+		return false
+	}
+	for _, bad := range []string{"lost processor", "fatal", "lookup: ", "misbehaving", "exited abnormally", "smtpd: process"} {
+		if strings.Contains(line, bad) {
+			return true
+		}
+	}
+	return false
 }
 
 // Stop ends smtpd and waits until it and its filters are gone. The mail is
@@ -460,12 +499,27 @@ func (s *Server) end() error {
 
 // filters returns the programs of Dir that run, by process id.
 func (s *Server) filters() map[int]string {
+	programs := s.Processes()
+	maps.DeleteFunc(programs, func(_ int, p string) bool { return p == "smtpd" })
+	return programs
+}
+
+// Processes returns the programs of Dir that run, and the processes of smtpd
+// as "smtpd", by process id.
+func (s *Server) Processes() map[int]string {
 	programs := map[int]string{}
 	exes, _ := filepath.Glob("/proc/[0-9]*/exe")
 	for _, e := range exes {
-		if p, err := os.Readlink(e); err == nil && strings.HasPrefix(p, s.Path("")+"/") {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		p, err := os.Readlink(e)
+		if err != nil {
+			continue
+		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(e)))
+		switch {
+		case strings.HasPrefix(p, s.Path("")+"/"):
 			programs[pid] = filepath.Base(p)
+		case p == filepath.Join(s.conf.Release.Root, "/usr/sbin/smtpd"):
+			programs[pid] = "smtpd"
 		}
 	}
 	return programs
@@ -505,7 +559,7 @@ func (s *Server) WriteFile(name, text string) error {
 }
 
 // Log returns what smtpd has logged so far, with the filters' own lines as
-// "NAME: text".
+// "NAME: text". It is empty with Config.Log.
 func (s *Server) Log() string {
 	if len(s.mounts) == 0 {
 		return s.log

@@ -10,6 +10,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"opensmtpd-filters/pkg/ipset"
+	"opensmtpd-filters/pkg/listfile"
 )
 
 // rules are networks and what is done with their clients. The first line that
@@ -55,7 +56,7 @@ func parseRules(r io.Reader, file string, def action) (*rules, []error) {
 			switch {
 			case bad == nil:
 				rs.insert(p, ru)
-			case len(errs) < ipset.MaxErrors:
+			case len(errs) < listfile.MaxErrors:
 				errs = append(errs, fmt.Errorf("%s: %w", ru.where, bad))
 			default:
 				more++

@@ -19,21 +19,24 @@ const module = "opensmtpd-filters/"
 // importRules says which packages of this module a package below pkg may import.
 // A package that is not here has yet to be given its place.
 func importRules() map[string][]string {
-	check := []string{"pkg/guard", "pkg/resolve", "pkg/ipset", "pkg/metrics"}
+	check := []string{"pkg/guard", "pkg/resolve", "pkg/ipset", "pkg/listfile", "pkg/metrics"}
 	store := []string{"pkg/greylist", "pkg/guard"}
+	small := []string{"pkg/guard", "pkg/listfile"}
 	return map[string][]string{
 		"pkg/guard":           nil,
 		"pkg/proto":           {"pkg/guard"},
 		"pkg/metrics":         {"pkg/guard"},
-		"pkg/ipset":           {"pkg/guard"},
+		"pkg/listfile":        {"pkg/guard"},
 		"pkg/sandbox":         {"pkg/guard"},
-		"pkg/cli":             {"pkg/guard"},
-		"pkg/reload":          {"pkg/guard"},
-		"pkg/resolve":         {"pkg/guard", "pkg/metrics"},
-		"pkg/filter":          {"pkg/guard", "pkg/proto", "pkg/metrics"},
+		"pkg/ipset":           small,
+		"pkg/cli":             small,
+		"pkg/reload":          small,
+		"pkg/exempt":          {"pkg/ipset", "pkg/listfile", "pkg/reload", "pkg/guard"},
+		"pkg/resolve":         {"pkg/metrics", "pkg/guard"},
+		"pkg/filter":          {"pkg/proto", "pkg/metrics", "pkg/guard"},
 		"pkg/dnsbl":           check,
 		"pkg/rdns":            check,
-		"pkg/senderscore":     {"pkg/dnsbl", "pkg/guard", "pkg/ipset", "pkg/metrics"},
+		"pkg/senderscore":     check,
 		"pkg/greylist":        check,
 		"pkg/greylist/sqlite": store,
 		"pkg/greylist/redis":  store,
@@ -155,6 +158,11 @@ func TestImportRules(t *testing.T) {
 		{"pkg/sandbox", "pkg/cli", "pkg/cli"},
 		{"pkg/cli", "pkg/reload", "pkg/reload"},
 		{"pkg/reload", "pkg/ipset", "pkg/ipset"},
+		{"pkg/listfile", "pkg/guard pkg/ipset", "pkg/ipset"},
+		{"pkg/ipset", "pkg/listfile pkg/reload", "pkg/reload"},
+		{"pkg/exempt", "pkg/ipset pkg/listfile pkg/reload", ""},
+		{"pkg/exempt", "pkg/spf pkg/resolve pkg/cli pkg/filter", "pkg/spf pkg/resolve pkg/cli pkg/filter"},
+		{"pkg/senderscore", "pkg/resolve pkg/dnsbl", "pkg/dnsbl"},
 		{"pkg/resolve", "pkg/metrics github.com/miekg/dns", ""},
 		{"pkg/resolve", "pkg/ipset pkg/filter", "pkg/ipset pkg/filter"},
 		{"pkg/filter", "pkg/proto pkg/metrics", ""},

@@ -2,7 +2,8 @@ package dnsbl
 
 import (
 	"net/netip"
-	"strconv"
+
+	"opensmtpd-filters/pkg/ipset"
 )
 
 // Name returns the name to ask about an address under a zone: the octets of an
@@ -15,24 +16,4 @@ func Name(zone string, addr netip.Addr) string {
 
 // name is Name for addresses as they stand: ::ffff:7f00:2 is a test entry
 // (RFC 5782 section 5).
-func name(zone string, addr netip.Addr) string {
-	switch {
-	case addr.Is4():
-		a := addr.As4()
-		b := make([]byte, 0, len("255.255.255.255.")+len(zone))
-		for i := len(a) - 1; i >= 0; i-- {
-			b = strconv.AppendUint(b, uint64(a[i]), 10)
-			b = append(b, '.')
-		}
-		return string(append(b, zone...))
-	case addr.Is6():
-		const hex = "0123456789abcdef"
-		a := addr.As16()
-		b := make([]byte, 0, 4*len(a)+len(zone))
-		for i := len(a) - 1; i >= 0; i-- {
-			b = append(b, hex[a[i]&15], '.', hex[a[i]>>4], '.')
-		}
-		return string(append(b, zone...))
-	}
-	return ""
-}
+func name(zone string, addr netip.Addr) string { return ipset.ReverseName(addr, zone) }

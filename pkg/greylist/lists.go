@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"opensmtpd-filters/pkg/ipset"
+	"opensmtpd-filters/pkg/listfile"
 )
 
 // A Place is a line of a list. The first line is 1.
@@ -43,7 +44,7 @@ func eachLine(r io.Reader, file string, f func(text string, at Place) error) []e
 		}
 		if text = strings.TrimSpace(uncomment(text)); text != "" {
 			if bad := f(text, Place{file, n}); bad != nil {
-				if len(errs) < ipset.MaxErrors {
+				if len(errs) < listfile.MaxErrors {
 					errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, bad))
 				} else {
 					more++

@@ -1,140 +1,102 @@
 // Package ipset reads lists of addresses and networks from files and says which
-// line of which file names an address.
+// line of which file names an address; it knows what is private, and how an
+// address is written in the DNS.
 //
-// A file has one address or network in CIDR form a line, IPv4 or IPv6. A # begins
-// a comment; blank lines, blanks around the address, CR before LF and a UTF-8
-// byte order mark are ignored.
+// A list has one address or network a line, as ParsePrefix takes them; see
+// package listfile for comments.
 package ipset
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/gaissmai/bart"
-)
 
-// MaxErrors is how many bad lines Parse describes. The rest is only counted, so
-// that a file of another kind, given by mistake, does not fill memory and log.
-const MaxErrors = 100
+	"opensmtpd-filters/pkg/listfile"
+)
 
 // A Set is a set of networks, each with the line that names it. The zero value
 // and nil are empty. A Set does not change once it is made, so it is safe for
 // concurrent use.
 type Set struct {
-	table bart.Table[line]
+	table bart.Table[listfile.Place]
 }
 
-type line struct {
-	file string
-	n    int
-}
-
-// A Match says why an address is in a Set.
+// A Match says why an address is in a Set. Its String is "file:line".
 type Match struct {
-	File   string
-	Line   int          // the first is 1
+	listfile.Place
 	Prefix netip.Prefix // in canonical form, /32 or /128 for an address
 }
 
-// String returns "file:line", as it appears in logs.
-func (m Match) String() string {
-	return fmt.Sprintf("%s:%d", m.File, m.Line)
-}
-
 // Parse reads a list. File is its name in matches and errors. A bad line gives
-// an error "file:line: reason" and is skipped; the other lines count. After
-// MaxErrors such errors comes one that says how many more there were. When
-// reading fails the Set holds what came before. Parse never returns a nil Set.
+// an error "file:line: reason" and is skipped, see listfile.Each. When reading
+// fails the Set holds what came before. Parse never returns a nil Set.
 func Parse(r io.Reader, file string) (*Set, []error) {
 	s := new(Set)
-	var errs []error
-	more := 0
-	br := bufio.NewReader(r)
-	for n := 1; ; n++ {
-		text, err := readLine(br)
-		if err != nil && err != io.EOF {
-			text = "" // half a line may look like a whole one
+	errs := listfile.Each(r, file, func(e listfile.Entry) error {
+		p, err := ParsePrefix(e.Text)
+		if err == nil {
+			s.insert(p, e.Place)
 		}
-		if n == 1 {
-			text = strings.TrimPrefix(text, "\ufeff")
-		}
-		text, _, _ = strings.Cut(text, "#")
-		if text = strings.TrimSpace(text); text != "" {
-			p, bad := ParsePrefix(text)
-			switch {
-			case bad == nil:
-				s.insert(p, line{file, n})
-			case len(errs) < MaxErrors:
-				errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, bad))
-			default:
-				more++
-			}
-		}
-		if err != nil {
-			if more > 0 {
-				errs = append(errs, fmt.Errorf("%s: %d more bad lines", file, more))
-			}
-			if err != io.EOF {
-				errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, err))
-			}
-			return s, errs
-		}
-	}
+		return err
+	})
+	return s, errs
 }
 
-// ReadLine returns the next line, cut to the reader's buffer of 4 kB. A line cut
-// is made a bad one, unless a comment began before.
-func readLine(br *bufio.Reader) (string, error) {
-	b, err := br.ReadSlice('\n')
-	text := string(b)
-	if err == bufio.ErrBufferFull {
-		text += "..."
-	}
-	for err == bufio.ErrBufferFull {
-		_, err = br.ReadSlice('\n')
-	}
-	return text, err
-}
-
-// ParsePrefix reads one address or network in CIDR form. An address is the
-// network of itself alone, IPv4-mapped IPv6 is IPv4, the zone of an IPv6
-// address is dropped. Bits of the host part are cleared, so 192.0.2.5/24 is
-// 192.0.2.0/24, but an address other than zero with /0 is an error: that is a
-// slip, and it would match every client.
+// ParsePrefix reads one address or network, in any of these forms:
+//
+//	192.0.2.1  2001:db8::1        an address: the network of itself alone
+//	192.0.2.0/24  2001:db8::/32   CIDR; bits of the host part are cleared
+//	[2001:db8::1]  [2001:db8::]/64  [192.0.2.1]   as Postfix and Postgrey write them
+//	195.235.39  195.235           two or three octets: a /24 or /16, as in Postgrey
+//	10/8  192.168/16              missing octets are zero, as in pf.conf(5)
+//
+// IPv4-mapped IPv6 is IPv4, the zone of an IPv6 address is dropped. An address
+// other than zero with /0 is an error: that is a slip, and it would match every
+// client. So is one octet alone.
 func ParsePrefix(s string) (netip.Prefix, error) {
-	if !strings.Contains(s, "/") {
-		a, err := netip.ParseAddr(s)
-		if err != nil {
-			return netip.Prefix{}, fmt.Errorf("%s is not an address or network", quote(s))
+	bad := fmt.Errorf("%s is not an address or network", listfile.Quote(s))
+	host, bits, network := strings.Cut(s, "/")
+	if inner, ok := strings.CutPrefix(host, "["); ok {
+		if host, ok = strings.CutSuffix(inner, "]"); !ok {
+			return netip.Prefix{}, bad
 		}
+	} else if octets := 1 + strings.Count(host, "."); octets < 4 && strings.Trim(host, "0123456789.") == "" {
+		if !network && octets == 1 {
+			return netip.Prefix{}, bad
+		}
+		host += strings.Repeat(".0", 4-octets)
+		if !network {
+			bits, network = strconv.Itoa(8*octets), true
+		}
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return netip.Prefix{}, bad
+	}
+	if !network {
 		a = a.Unmap().WithZone("")
 		return netip.PrefixFrom(a, a.BitLen()), nil
 	}
-	p, err := netip.ParsePrefix(s)
-	if err != nil {
-		return netip.Prefix{}, fmt.Errorf("%s is not an address or network", quote(s))
+	n, err := strconv.Atoi(bits)
+	if err != nil || n < 0 || n > a.BitLen() || bits != strconv.Itoa(n) || a.Zone() != "" {
+		return netip.Prefix{}, bad
 	}
-	if a := p.Addr(); a.Is4In6() {
-		if p.Bits() < 96 {
+	if a.Is4In6() {
+		if n < 96 {
 			return netip.Prefix{}, fmt.Errorf("%s: an IPv4-mapped network is /96 or longer", s)
 		}
-		p = netip.PrefixFrom(a.Unmap(), p.Bits()-96)
+		a, n = a.Unmap(), n-96
 	}
-	if p.Bits() == 0 && !p.Addr().IsUnspecified() {
+	p := netip.PrefixFrom(a, n)
+	if n == 0 && !a.IsUnspecified() {
 		return netip.Prefix{}, errors.New(s + " would match every address; " + p.Masked().String() + " says so")
 	}
 	return p.Masked(), nil
-}
-
-func quote(s string) string {
-	if len(s) > 60 {
-		s = s[:60] + "..."
-	}
-	return fmt.Sprintf("%+q", s)
 }
 
 // Merge returns a Set of all networks of the given ones. Of two lines that name
@@ -152,8 +114,8 @@ func Merge(sets ...*Set) *Set {
 	return m
 }
 
-func (s *Set) insert(p netip.Prefix, l line) {
-	s.table.Modify(p, func(old line, ok bool) (line, bool) {
+func (s *Set) insert(p netip.Prefix, l listfile.Place) {
+	s.table.Modify(p, func(old listfile.Place, ok bool) (listfile.Place, bool) {
 		if ok {
 			l = old
 		}
@@ -177,7 +139,7 @@ func (s *Set) Lookup(a netip.Addr) (Match, bool) {
 	}
 	a = a.Unmap().WithZone("")
 	p, l, ok := s.table.LookupPrefixLPM(netip.PrefixFrom(a, a.BitLen()))
-	return Match{l.file, l.n, p}, ok
+	return Match{l, p}, ok
 }
 
 // Private reports whether no server of the public Internet can have the address,
@@ -203,4 +165,31 @@ func Private(a netip.Addr) bool {
 		}
 	}
 	return !a.IsValid() || a.IsUnspecified() || a.IsLoopback() || a.IsPrivate() || a.IsLinkLocalUnicast() || a.IsMulticast()
+}
+
+// ReverseName returns the name under a zone that stands for an address: the
+// octets of an IPv4 address in reverse order (RFC 5782 section 2.1), the 32
+// nibbles of an IPv6 one (section 2.4). It has no final dot unless the zone has
+// one, and is empty for an address that is not valid. The address is taken as it
+// stands: of IPv4-mapped IPv6 the nibbles are written, see netip.Addr.Unmap.
+func ReverseName(addr netip.Addr, zone string) string {
+	switch {
+	case addr.Is4():
+		a := addr.As4()
+		b := make([]byte, 0, len("255.255.255.255.")+len(zone))
+		for i := len(a) - 1; i >= 0; i-- {
+			b = strconv.AppendUint(b, uint64(a[i]), 10)
+			b = append(b, '.')
+		}
+		return string(append(b, zone...))
+	case addr.Is6():
+		const hex = "0123456789abcdef"
+		a := addr.As16()
+		b := make([]byte, 0, 4*len(a)+len(zone))
+		for i := len(a) - 1; i >= 0; i-- {
+			b = append(b, hex[a[i]&15], '.', hex[a[i]>>4], '.')
+		}
+		return string(append(b, zone...))
+	}
+	return ""
 }

@@ -21,7 +21,6 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
-	"opensmtpd-filters/pkg/dnsbl"
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/metrics"
 )
@@ -199,7 +198,7 @@ func (c *Client) lookup(ctx context.Context, addr netip.Addr) Result {
 		delete(c.flights, addr)
 		close(f.done)
 	}()
-	f.result = read(c.opts.Resolver.A(ctx, dnsbl.Name(c.opts.Zone, addr)))
+	f.result = read(c.opts.Resolver.A(ctx, ipset.ReverseName(addr.Unmap(), c.opts.Zone)))
 	return f.result
 }
 

@@ -72,11 +72,12 @@ func TestOpen(t *testing.T) {
 		{"mixed", "[c]", 1},
 		{"mixed good mixed", "[c a b c]", 2},
 		{"invalid", "no valid line, the first: DIR/invalid:1: LOUD is loud", 0},
-		{"none", "open DIR/none: no such file or directory", 0},
-		{"pipe", "DIR/pipe: not a regular file", 0},
-		{".", "DIR: not a regular file", 0},
-		{"huge", "DIR/huge: larger than 64 MB", 0},
-		{"good none pipe", "open DIR/none: no such file or directory\nDIR/pipe: not a regular file", 0},
+		{"none", "[]", 1},
+		{"pipe", "[]", 1},
+		{".", "[]", 1},
+		{"huge", "[]", 1},
+		{"good none pipe mixed", "[a b c]", 3},
+		{"good none invalid invalid", "no valid line, the first: DIR/invalid:1: LOUD is loud\nno valid line, the first: DIR/invalid:1: LOUD is loud", 0},
 	} {
 		o := Options[words]{Parse: parse, Merge: merge}
 		for _, name := range strings.Fields(tt.files) {
@@ -208,8 +209,8 @@ func TestWatch(t *testing.T) {
 		write(t, a, strings.Repeat("LOUD\n", 20))
 		step("wholly invalid", "[x y b]", keep)
 		step("still invalid", "[x y b]")
-		if len(f.Bad()) != 1 {
-			t.Errorf("bad lines %v, want those of what is in force", f.Bad())
+		if bad := fmt.Sprint(f.Bad()); bad != fmt.Sprintf("[%[1]s:2: LOUD is loud no valid line, the first: %[1]s:1: LOUD is loud]", a) {
+			t.Errorf("bad: %v, want what is in force and what is not", bad)
 		}
 		write(t, b, "bb\n")
 		step("the other file", "[x y bb]", again+`" file=`+b)
@@ -217,7 +218,8 @@ func TestWatch(t *testing.T) {
 		step("gone", "[x y bb]", keep)
 		step("still gone", "[x y bb]")
 		write(t, a, "")
-		step("back and empty", "[bb]", again)
+		step("back and empty", "[x y bb]")
+		step("still empty", "[bb]", again)
 		os.Remove(a)
 		os.Mkdir(a, 0o755)
 		step("a folder", "[bb]", keep)
@@ -259,6 +261,166 @@ func TestHangup(t *testing.T) {
 	}
 	cancel()
 	<-done
+}
+
+// A look at files every Interval, with the log of each.
+type watched struct {
+	*testing.T
+	file *File[words]
+	log  buffer
+}
+
+func watch(t *testing.T, o Options[words]) *watched {
+	w := &watched{T: t}
+	o.Parse, o.Merge, o.Log = parse, merge, slog.New(slog.NewTextHandler(&w.log, nil))
+	f, err := Open(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.file = f
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { Watch(ctx, f); close(done) }()
+	t.Cleanup(func() { cancel(); <-done })
+	return w
+}
+
+// After waits, and returns how many warnings there were.
+func (w *watched) after(d time.Duration, want string) int {
+	w.Helper()
+	time.Sleep(d)
+	synctest.Wait()
+	if got := fmt.Sprint(w.file.Value()); got != want {
+		w.Errorf("got %s, want %s", got, want)
+	}
+	return strings.Count(w.log.take(), "level=WARN")
+}
+
+// A list whose file is not there is empty, and says so once an hour, until the
+// file comes.
+func TestMissing(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, Options[words]{Paths: []string{a}})
+		if n := w.after(time.Second, "[]"); n != 1 {
+			t.Errorf("%d warnings at the start", n)
+		}
+		if n := w.after(59*time.Minute, "[]"); n != 0 {
+			t.Errorf("%d warnings within the hour", n)
+		}
+		if n := w.after(5*time.Hour, "[]"); n != 5 {
+			t.Errorf("%d warnings in five hours", n)
+		}
+		if len(w.file.Bad()) != 1 {
+			t.Errorf("bad: %v", w.file.Bad())
+		}
+		write(t, a, "LOUD\n") // now it is there, and nothing of it can be used
+		if n := w.after(Interval, "[]"); n != 1 || len(w.file.Bad()) != 1 {
+			t.Errorf("%d warnings, bad: %v", n, w.file.Bad())
+		}
+		write(t, a, "a\n")
+		if n := w.after(Interval, "[a]"); n != 0 || len(w.file.Bad()) != 0 {
+			t.Errorf("%d warnings, bad: %v", n, w.file.Bad())
+		}
+		os.Remove(a)
+		if n := w.after(Interval, "[a]"); n != 1 || len(w.file.Bad()) != 1 {
+			t.Errorf("%d warnings, bad: %v", n, w.file.Bad())
+		}
+		if n := w.after(5*time.Hour, "[a]"); n != 5 {
+			t.Errorf("%d warnings in five hours", n)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		b := a + "b"
+		w := watch(t, Options[words]{Paths: []string{b}, Optional: true})
+		if n := w.after(5*time.Hour, "[]"); n != 0 || len(w.file.Bad()) != 0 {
+			t.Errorf("%d warnings about an optional file, bad: %v", n, w.file.Bad())
+		}
+		write(t, b, "b\n")
+		w.after(Interval, "[b]")
+		os.Remove(b)
+		if n := w.after(Interval, "[b]"); n != 1 {
+			t.Errorf("%d warnings about a file that is gone", n)
+		}
+	})
+}
+
+// A file with nothing in it may be one that is being written.
+func TestEmptied(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	write(t, a, "x\ny\n")
+	synctest.Test(t, func(t *testing.T) {
+		w := watch(t, Options[words]{Paths: []string{a}})
+		write(t, a, "")
+		w.file.check(true) // as on SIGHUP, and again at once
+		w.file.check(true)
+		w.after(0, "[x y]")
+		write(t, a, "x\n")
+		w.after(Interval, "[x]")
+		write(t, a, "")
+		w.after(Interval, "[x]")
+		w.after(Interval, "[]")
+		write(t, a, "z\n")
+		w.after(Interval, "[z]")
+		write(t, a, "")
+		w.after(Interval, "[z]")
+		os.Remove(a)
+		w.after(Interval, "[z]")
+		write(t, a, "")
+		w.after(Interval, "[z]")
+		w.after(Interval, "[]")
+	})
+}
+
+// Watch ends with its context though a look hangs, and other files are looked at.
+func TestWatchHangs(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	write(t, a, "x\n")
+	synctest.Test(t, func(t *testing.T) {
+		f, err := Open(Options[words]{Paths: []string{a}, Parse: parse})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		never, ended := make(chan struct{}), make(chan struct{})
+		go func() { Watch(ctx, hangs{never}, f); close(ended) }()
+		write(t, a, "x\ny\n")
+		time.Sleep(Interval)
+		synctest.Wait()
+		if len(f.Value()) != 2 {
+			t.Errorf("value %v", f.Value())
+		}
+		cancel()
+		<-ended
+		close(never)
+	})
+}
+
+type hangs struct{ never chan struct{} }
+
+func (h hangs) Watch(context.Context) { <-h.never }
+
+// Should Merge panic, what was in force stays.
+func TestMergePanics(t *testing.T) {
+	a := filepath.Join(t.TempDir(), "a")
+	write(t, a, "x\n")
+	f, err := Open(Options[words]{Paths: []string{a}, Parse: parse, Merge: func(ws ...words) words {
+		if len(ws[0]) > 1 {
+			panic("merge")
+		}
+		return ws[0]
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, a, "x\ny\n")
+	f.check(true)
+	if got := fmt.Sprint(f.Value()); got != "[x]" {
+		t.Errorf("value %s", got)
+	}
+	if _, err := Open(Options[words]{Paths: []string{a}, Parse: parse, Merge: f.opts.Merge}); err == nil {
+		t.Error("no error at start")
+	}
 }
 
 // A parser that panics keeps what was read before.

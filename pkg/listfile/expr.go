@@ -12,21 +12,22 @@ import (
 // that regexp makes of it, about. Matching takes time in proportion to it.
 const MaxExpr = 5000
 
-// Expression returns what stands between the slashes of an entry, and whether
-// the entry is written as an expression at all. One that does not end in a slash
-// is an error.
-func Expression(text string) (expr string, ok bool, err error) {
-	expr, ok = strings.CutPrefix(text, "/")
+// Expression returns what stands between the slashes if text begins with an
+// expression, and what follows it without white space around it. If it does not,
+// expr is empty and rest is text. One that does not end is an error.
+func Expression(text string) (expr, rest string, err error) {
+	inner, ok := strings.CutPrefix(text, "/")
 	if !ok {
-		return "", false, nil
+		return "", text, nil
 	}
-	if closing(expr, '/') != len(expr)-1 || expr == "" {
-		return "", true, fmt.Errorf("%s does not end in /", Quote(text))
+	switch end := closing(inner, '/'); end {
+	case -1:
+		return "", "", fmt.Errorf("%s does not end in /", Quote(text))
+	case 0:
+		return "", "", errors.New("// would match everything")
+	default:
+		return inner[:end], strings.TrimSpace(inner[end+1:]), nil
 	}
-	if expr = expr[:len(expr)-1]; expr == "" {
-		return "", true, errors.New("// would match everything")
-	}
-	return expr, true, nil
 }
 
 // Compile makes an expression of package regexp ready, which matches regardless

@@ -116,20 +116,18 @@ func TestTrouble(t *testing.T) {
 }
 
 func TestExpression(t *testing.T) {
-	for _, tt := range []struct{ text, want string }{
-		{"/a/", "a"}, {"/a#b/", "a#b"}, {"/a/b/", "a/b"}, {`/a\//`, `a\/`},
-		{"a", "no"}, {"", "no"}, {"10/8", "no"},
-		{"/", "error"}, {"//", "error"}, {"/a", "error"}, {`/a\/`, "error"}, {"/a/ b", "error"}, {"/a/ b/", "error"},
+	for _, tt := range []struct{ text, expr, rest string }{
+		{"/a/", "a", ""}, {"/a#b/", "a#b", ""}, {"/a/b/", "a/b", ""}, {`/a\//`, `a\/`, ""},
+		{"/a b/  permit", "a b", "permit"}, {"/a/ b/", "a", "b/"},
+		{"a", "", "a"}, {"", "", ""}, {"10/8", "", "10/8"},
+		{"/", "error", ""}, {"//", "error", ""}, {"/a", "error", ""}, {`/a\/`, "error", ""},
 	} {
-		got, ok, err := Expression(tt.text)
-		switch {
-		case err != nil:
-			got = "error"
-		case !ok:
-			got = "no"
+		expr, rest, err := Expression(tt.text)
+		if err != nil {
+			expr = "error"
 		}
-		if got != tt.want {
-			t.Errorf("%s: got %s, %v, want %s", tt.text, got, err, tt.want)
+		if expr != tt.expr || rest != tt.rest {
+			t.Errorf("%s: got %q %q, %v, want %q %q", tt.text, expr, rest, err, tt.expr, tt.rest)
 		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,15 +17,13 @@ import (
 
 // core is what the loop shares with other goroutines.
 type core struct {
-	ctx   context.Context
-	log   *slog.Logger
-	freed chan struct{} // work has ended after the loop found too much of it
+	ctx context.Context
+	log *slog.Logger
 
-	mu        sync.Mutex
-	working   int // works within their time
-	abandoned int // works past it
-	full      bool
-	said      map[string]*said
+	mu      sync.Mutex
+	works   int                  // under way, some past their time
+	clients map[netip.Prefix]int // of them for transactions, by client
+	said    map[string]*said
 
 	count counters
 }
@@ -34,6 +33,7 @@ type counters struct {
 	panics   *metrics.Counter
 	expired  *metrics.Counter
 	skipped  *metrics.Counter
+	busy     *metrics.Counter
 }
 
 func newCounters(m *metrics.Set) counters {
@@ -41,6 +41,7 @@ func newCounters(m *metrics.Set) counters {
 		panics:  m.Counter("filter_panics_total"),
 		expired: m.Counter("filter_requests_expired_total"),
 		skipped: m.Counter("filter_lines_skipped_total"),
+		busy:    m.Counter("filter_work_refused_total"),
 	}
 	for p := proto.Connect; p < proto.NumPhases; p++ {
 		c.requests[p] = m.Counter(fmt.Sprintf("filter_requests_total{phase=%q}", p))
@@ -48,61 +49,62 @@ func newCounters(m *metrics.Set) counters {
 	return c
 }
 
-// Bounds of work. The loop reads no further while maxWork is under way; one
-// buffer of lines may start more of it.
+// Bounds of work, see ErrBusy. A session has one or two works under way, for
+// what it gives anew ends what it gave before, and smtpd has some thousand
+// sessions at most: so what comes near maxWork does not end when it should. The
+// reader does not wait for any of it.
+//
+// Work for a session does not count for its client: nobody shall be let pass for
+// coming with many connections at once.
 const (
-	maxWork      = 4096
-	maxAbandoned = 4096
+	maxWork       = 8192
+	maxClientWork = 64 // for transactions of one client
 )
 
-// enter counts new work, and reports whether it may start.
-func (c *core) enter() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.abandoned >= maxAbandoned || c.working >= 2*maxWork {
+// clientOf returns whose work it is: an IPv4 address or an IPv6 /64. That of
+// the local socket is nobody's.
+func clientOf(addr netip.Addr) netip.Prefix {
+	bits := 32
+	if addr.Is6() {
+		bits = 64
+	}
+	p, _ := addr.WithZone("").Prefix(bits) // not valid if addr is not
+	return p
+}
+
+// enter counts new work of a client, and reports whether it may start.
+func (c *core) enter(client netip.Prefix) bool {
+	if !c.admit(client) {
+		c.count.busy.Inc()
+		c.complain("too much work under way", "client", client)
 		return false
 	}
-	c.working++
 	return true
 }
 
-// abandon counts work that has not ended in time.
-func (c *core) abandon() {
+func (c *core) admit(client netip.Prefix) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.working--
-	c.abandoned++
-	c.wake()
+	if c.works >= maxWork || c.clients[client] >= maxClientWork {
+		return false
+	}
+	c.works++
+	if client.IsValid() {
+		c.clients[client]++
+	}
+	return true
 }
 
-// leave counts work that has ended, in time or not.
-func (c *core) leave(inTime bool) {
+// leave counts work that has ended.
+func (c *core) leave(client netip.Prefix) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if inTime {
-		c.working--
+	c.works--
+	if n := c.clients[client]; n > 1 {
+		c.clients[client] = n - 1
 	} else {
-		c.abandoned--
+		delete(c.clients, client)
 	}
-	c.wake()
-}
-
-func (c *core) wake() {
-	if c.full && c.working < maxWork {
-		c.full = false
-		select {
-		case c.freed <- struct{}{}:
-		default:
-		}
-	}
-}
-
-// overloaded reports whether there is too much work to read on.
-func (c *core) overloaded() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.full = c.working >= maxWork
-	return c.full
 }
 
 // panicked logs a panic that has been recovered, and where it came from.

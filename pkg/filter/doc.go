@@ -35,5 +35,9 @@
 //		})
 //	}
 //
+// Work ends with what it was started for. A look-up of what the client gives for
+// one message, a sender say, is started with [GoTx]: a client may name senders
+// without end, and take each of them back.
+//
 // The protocol is described in smtpd-filters(7); package proto knows its lines.
 package filter

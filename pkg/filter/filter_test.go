@@ -1046,32 +1046,196 @@ func TestJunkScope(t *testing.T) {
 	})
 }
 
-// Reading stops while too much work is under way, and goes on when it is done.
+// Work ends with what it was begun for, and its context with it. What is awaited
+// has been begun for what is still there.
+func TestWorkEnds(t *testing.T) {
+	type state struct{ ofSession, ofTx, on *Future[error] }
+	running := map[string]int{}
+	var mu sync.Mutex
+	work := func(name string) func(context.Context) error {
+		return func(ctx context.Context) error {
+			mu.Lock()
+			running[name]++
+			mu.Unlock()
+			<-ctx.Done()
+			mu.Lock()
+			defer mu.Unlock()
+			running[name]--
+			return ctx.Err()
+		}
+	}
+	f := func(o Options) *Filter[state] {
+		f := New[state](o)
+		f.OnSession(func(s *Session[state]) { s.Local.ofSession = Go(s, time.Minute, work("session")) })
+		f.OnReport(proto.TxMail, func(s *Session[state], _ *proto.Line) {
+			s.Local.ofTx = GoTx(s, time.Minute, work("tx"))
+			s.Local.on = GoOn(s, time.Minute, work("on"))
+		})
+		f.On(MailFrom, func(*Session[state], Request) Response { return Proceed() })
+		f.On(Data, func(s *Session[state], _ Request) Response {
+			return Await(s.Local.ofTx, func(_ error, err error) Response { return Reject(451, "", fmt.Sprint(err)) })
+		})
+		return f
+	}
+	play(t, f, func(p *peer) {
+		running = map[string]int{}
+		want := func(session, tx, on int) {
+			t.Helper()
+			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
+			if running["session"] != session || running["tx"] != tx || running["on"] != on {
+				t.Fatalf("under way: %v, want %d %d %d", running, session, tx, on)
+			}
+		}
+		mail := func(id string) []string {
+			return []string{ask(1, MailFrom, "a@x.example"), report(1, proto.TxBegin, id), report(1, proto.TxMail, id+"|ok|a@x.example")}
+		}
+		p.send(connect(1))
+		p.send(mail("00000001")...)
+		want(1, 1, 1)
+		p.send(report(1, proto.TxRollback, "00000001"), report(1, proto.TxReset, "00000001"))
+		want(1, 0, 1)
+		// Pipelined.
+		var lines []string
+		for i := range 1000 {
+			id := fmt.Sprintf("%08x", 2+i)
+			lines = append(lines, mail(id)...)
+			lines = append(lines, report(1, proto.TxReset, id))
+		}
+		p.send(strings.Join(lines, "\n"))
+		want(1, 0, 1001)
+		// A MAIL FROM that was refused leaves no transaction to reset.
+		time.Sleep(time.Minute)
+		p.out.take()
+		p.send(mail("0000fff1")...)
+		p.send(ask(1, MailFrom, "b@x.example"))
+		want(0, 0, 1)
+		p.send(connect(2))
+		p.send(mail("0000fff2")...)
+		want(1, 1, 2)
+		p.send(report(2, proto.LinkDisconnect, ""))
+		want(0, 1, 2)
+		p.send(report(1, proto.LinkDisconnect, ""))
+		want(0, 0, 2)
+		time.Sleep(time.Minute)
+
+		// An answer is not lost when its session begins anew.
+		p.out.take()
+		p.send(connect(1))
+		p.send(mail("0000fff3")...)
+		p.out.take()
+		p.send(ask(1, Data, ""), report(1, proto.LinkDisconnect, ""))
+		want(1, 1, 1)
+		p.want()
+		time.Sleep(10*time.Second + 5*time.Second) // the request's deadline
+		p.want(result(1, Data, "proceed"))
+		want(0, 0, 1)
+	})
+}
+
+// client is connect from an address.
+func client(n int, addr string) string {
+	return report(n, proto.LinkConnect, "mail.sender.example|pass|"+addr+"|192.0.2.25:25")
+}
+
+// A client has a bound of work for its transactions, beyond which it gets no more and nobody else
+// notices.
+func TestWorkOfClient(t *testing.T) {
+	busy := map[string]int{}
+	f := on(Noop, func(s *Session[none], _ Request) Response {
+		who := s.Src.String()
+		return Await(GoTx(s, time.Minute, func(ctx context.Context) none { <-ctx.Done(); return none{} }),
+			func(_ none, err error) Response {
+				if err == ErrBusy {
+					busy[who]++
+				}
+				return Proceed()
+			})
+	})
+	forSession := on(Noop, func(s *Session[none], _ Request) Response {
+		return Await(Go(s, time.Second, func(ctx context.Context) none { <-ctx.Done(); return none{} }),
+			func(_ none, err error) Response { return Reject(451, "", fmt.Sprint(err)) })
+	})
+	for _, tt := range []struct {
+		name string
+		addr func(i int) string
+		most int
+	}{
+		{"address", func(i int) string { return fmt.Sprintf("198.51.100.7:%d", 1024+i) }, maxClientWork},
+		{"mapped", func(i int) string { return fmt.Sprintf("[::ffff:198.51.100.7]:%d", 1024+i) }, maxClientWork},
+		{"a /64", func(i int) string { return fmt.Sprintf("[2001:db8::%x]:25", 1+i) }, maxClientWork},
+		{"three /64s", func(i int) string { return fmt.Sprintf("[2001:db8:0:%x::%x]:25", i%3, 1+i) }, 3 * maxClientWork},
+		{"local", func(int) string { return "unix:/var/run/smtpd.sock" }, 1000},
+	} {
+		play(t, f, func(p *peer) {
+			clear(busy)
+			for i := range 1000 {
+				p.send(client(1+i, tt.addr(i)), ask(1+i, Noop, ""))
+			}
+			if n := 1000 - strings.Count(p.out.take(), "proceed"); n != tt.most {
+				t.Errorf("%s: %d works under way, want %d", tt.name, n, tt.most)
+			}
+			p.send(client(2000, "203.0.113.1:25"), client(2001, "[2001:db8:1::1]:25"), ask(2000, Noop, ""), ask(2001, Noop, ""))
+			p.want()
+			time.Sleep(14 * time.Second)
+			p.want()
+			time.Sleep(2 * time.Second)
+			if n := strings.Count(p.out.take(), "proceed"); n != tt.most+2 {
+				t.Errorf("%s: %d answers, want %d", tt.name, n, tt.most+2)
+			}
+			if busy["203.0.113.1:25"]+busy["[2001:db8:1::1]:25"] != 0 {
+				t.Errorf("%s: others had to do without", tt.name)
+			}
+			if tt.most < 1000 {
+				p.said("too much work under way")
+			}
+			for i := range 1000 {
+				p.send(report(1+i, proto.LinkDisconnect, ""))
+			}
+			p.send(client(1, tt.addr(0)), ask(1, Noop, "")) // there is room again
+			p.want()
+		})
+	}
+	// Who comes with many connections at once is not let pass for that.
+	play(t, forSession, func(p *peer) {
+		for i := range 10 * maxClientWork {
+			p.send(connect(1+i), ask(1+i, Noop, ""))
+		}
+		p.want()
+		time.Sleep(1050 * time.Millisecond)
+		if n := strings.Count(p.out.take(), "451 <nil>"); n != 10*maxClientWork {
+			t.Errorf("%d answers, want %d", n, 10*maxClientWork)
+		}
+	})
+}
+
+// However much work is under way, the reader reads on.
 func TestWorkBound(t *testing.T) {
 	release := make(chan struct{})
+	busy := 0
 	f := on(Noop, func(s *Session[none], _ Request) Response {
-		return Await(Go(s, time.Hour, func(context.Context) none { <-release; return none{} }), func(none, error) Response { return Proceed() })
+		return Await(Go(s, time.Hour, func(context.Context) none { <-release; return none{} }), func(_ none, err error) Response {
+			if err == ErrBusy {
+				busy++
+			}
+			return Proceed()
+		})
 	})
 	play(t, f, func(p *peer) {
 		release = make(chan struct{})
-		for i := range maxWork {
-			p.send(connect(i+1), ask(i+1, Noop, ""))
+		n := maxWork + 100
+		var lines []string
+		for i := range n {
+			lines = append(lines, client(i+1, fmt.Sprintf("10.1.%d.%d:25", i>>8, i&255)), ask(i+1, Noop, ""))
 		}
-		sent := make(chan struct{})
-		go func() {
-			for range 3 * bufferSize / len(connect(1)) {
-				io.WriteString(p.in, connect(9999)+"\n")
-			}
-			close(sent)
-		}()
-		synctest.Wait()
-		select {
-		case <-sent:
-			t.Error("the filter has read on")
-		default:
+		p.send(strings.Join(lines, "\n"))
+		if out := p.out.take(); busy != 100 || strings.Count(out, "proceed") != 100 {
+			t.Errorf("%d works refused, %d answers, want 100", busy, strings.Count(out, "proceed"))
 		}
+		p.send(connect(n+1), ask(n+1, Quit, ""))
+		p.want(result(n+1, Quit, "proceed"))
 		close(release)
-		<-sent
 		p.send(connect(1), ask(1, Quit, ""))
 		if out := p.out.take(); strings.Count(out, "proceed") != maxWork+1 {
 			t.Errorf("%d answers, want %d", strings.Count(out, "proceed"), maxWork+1)
@@ -1144,8 +1308,8 @@ func TestTooMuchWork(t *testing.T) {
 		}
 		close(release)
 		time.Sleep(time.Second)
-		if busy != 2*maxWork-maxAbandoned {
-			t.Errorf("%d works refused, want %d", busy, 2*maxWork-maxAbandoned)
+		if busy != maxWork {
+			t.Errorf("%d works refused, want %d", busy, maxWork)
 		}
 		p.send(ask(1, Noop, ""))
 		p.want(result(1, Noop, "proceed"))

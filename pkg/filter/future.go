@@ -4,12 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 )
 
 // ErrBusy is the error of a future whose work was not started, because too much
-// of it does not end.
+// is under way: 64 works of one client (an IPv4 address or IPv6 /64) for its
+// transactions, or 8,192 in all. It says as much as a server that does not
+// answer.
 var ErrBusy = errors.New("too much work under way")
 
 var errNoWork = errors.New("no work was started")
@@ -29,32 +32,82 @@ type Future[T any] struct {
 }
 
 // Go starts work for a session, in a goroutine of its own, and returns at once.
-// The work has the given time: then its context ends, and a little later the future is done with
-// context.DeadlineExceeded if the work goes on. A panic is logged
-// and makes an error. The work must not touch the session; what it needs it is
-// given before.
+// The work has the given time: then its context ends, and a little later the
+// future is done with context.DeadlineExceeded if the work goes on. When the
+// session ends first, so does the context, and the future is done with
+// context.Canceled. A panic is logged and makes an error. The work must not
+// touch the session; what it needs it is given before.
+//
+// Use it for work of which a session has one at a time.
 func Go[T, S any](s *Session[S], timeout time.Duration, work func(context.Context) T) *Future[T] {
+	return begin(s, &s.life, netip.Prefix{}, timeout, work)
+}
+
+// GoTx is Go for the transaction: the work ends with it, by RSET, another MAIL
+// FROM, the end of the message or of the session. It is for what a client gives
+// in MAIL FROM and after, which it may give again and again; so it counts for
+// the client, see ErrBusy. Of the reports it needs tx-reset.
+func GoTx[T, S any](s *Session[S], timeout time.Duration, work func(context.Context) T) *Future[T] {
+	return begin(s, &s.txLife, clientOf(s.Src.Addr()), timeout, work)
+}
+
+// GoOn is Go for work that is done even if the session ends, such as keeping a
+// record of it.
+func GoOn[T, S any](s *Session[S], timeout time.Duration, work func(context.Context) T) *Future[T] {
+	return begin(s, nil, netip.Prefix{}, timeout, work)
+}
+
+func begin[T, S any](s *Session[S], l *life, client netip.Prefix, timeout time.Duration, work func(context.Context) T) *Future[T] {
 	f := &Future[T]{}
 	c := s.run
 	var zero T
-	if !c.enter() {
+	if !c.enter(client) {
 		f.resolve(zero, ErrBusy)
 		return f
 	}
-	ctx, cancel := context.WithTimeout(c.ctx, timeout)
+	bound := l.context(c.ctx)
+	ctx, cancel := context.WithTimeout(bound, timeout)
 	// Whichever comes first ends the future; a late result is dropped.
-	late := time.AfterFunc(timeout+lateness, func() {
-		if f.resolve(zero, context.DeadlineExceeded) {
-			c.abandon()
-		}
-	})
+	late := time.AfterFunc(timeout+lateness, func() { f.resolve(zero, context.DeadlineExceeded) })
+	unbind := context.AfterFunc(bound, func() { f.resolve(zero, context.Canceled) })
 	go func() {
+		defer c.leave(client)
 		defer cancel()
 		v, err := recovered(ctx, s.ID, c, work)
 		late.Stop()
-		c.leave(f.resolve(v, err))
+		unbind()
+		f.resolve(v, err)
 	}()
 	return f
+}
+
+// A life is a time that work is bound to. When it ends, another begins.
+type life struct {
+	mu     sync.Mutex // a handler that was left behind may start work too
+	ctx    context.Context
+	cancel context.CancelFunc
+}
+
+// context returns one that ends with the life, or with parent if there is none.
+func (l *life) context(parent context.Context) context.Context {
+	if l == nil {
+		return parent
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx == nil {
+		l.ctx, l.cancel = context.WithCancel(parent)
+	}
+	return l.ctx
+}
+
+func (l *life) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.ctx != nil {
+		l.cancel()
+		l.ctx, l.cancel = nil, nil
+	}
 }
 
 func recovered[T any](ctx context.Context, id string, c *core, work func(context.Context) T) (v T, err error) {
@@ -67,12 +120,12 @@ func recovered[T any](ctx context.Context, id string, c *core, work func(context
 	return work(ctx), nil
 }
 
-// resolve ends the future, and reports whether it had not ended before.
-func (f *Future[T]) resolve(v T, err error) bool {
+// resolve ends the future, if it has not ended before.
+func (f *Future[T]) resolve(v T, err error) {
 	f.mu.Lock()
 	if f.done {
 		f.mu.Unlock()
-		return false
+		return
 	}
 	f.done, f.value, f.err = true, v, err
 	wake := f.wake
@@ -81,7 +134,6 @@ func (f *Future[T]) resolve(v T, err error) bool {
 	for _, w := range wake {
 		w()
 	}
-	return true
 }
 
 // ready reports whether the future is done; if it is not, wake is called when
@@ -97,7 +149,7 @@ func (f *Future[T]) ready(wake func()) bool {
 
 // Await is the answer that then gives once f is done. It is called like a
 // handler, with the result of the work or the error that f ended with:
-// context.DeadlineExceeded, ErrBusy or a panic. If that takes longer than the
+// context.DeadlineExceeded, context.Canceled, ErrBusy or a panic. If that takes longer than the
 // deadline of the request, the answer is Proceed and then is not called.
 //
 // A nil future, of a session whose OnSession did not come that far, is an error

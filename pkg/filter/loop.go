@@ -99,7 +99,7 @@ func newLoop[S any](ctx context.Context, f *Filter[S]) *loop[S] {
 	}
 	l.core.ctx = ctx
 	l.core.log = f.opt.Log
-	l.core.freed = make(chan struct{}, 1)
+	l.core.clients = make(map[netip.Prefix]int)
 	l.core.said = make(map[string]*said)
 	l.core.count = newCounters(f.opt.Metrics)
 	l.watch = newWatch(&l.turn, l.takeOver)
@@ -139,7 +139,7 @@ func (l *loop[S]) lead() {
 	for !l.ended || len(l.busy) > 0 {
 		l.flush()
 		full := l.in.full
-		if l.ended || l.held > maxHeld || l.core.overloaded() {
+		if l.ended || l.held > maxHeld {
 			full = nil
 		}
 		l.watch.off()
@@ -156,7 +156,6 @@ func (l *loop[S]) lead() {
 		case n := <-l.notes:
 			l.watch.on()
 			l.take(n)
-		case <-l.core.freed:
 		case <-l.stop:
 			l.stop = nil
 			l.end()
@@ -322,6 +321,7 @@ func (l *loop[S]) report(s *Session[S]) {
 		return
 	}
 	if l.line.Event == proto.TxReset {
+		s.txLife.end()
 		s.endTx(l.decideAt)
 	}
 	if h := l.onReport[l.line.Event]; h != nil {
@@ -366,6 +366,8 @@ func (l *loop[S]) close(s *Session[S]) {
 }
 
 func (l *loop[S]) closed(s *Session[S]) {
+	s.txLife.end()
+	s.life.end()
 	if l.onClose != nil && s.state != lost {
 		s.req = request{}
 		l.call(s, func() Response { l.onClose(s); return Response{} })
@@ -386,7 +388,10 @@ func (l *loop[S]) request(s *Session[S]) {
 	}
 	s.micros = l.line.Micros
 	s.req = request{Request{Phase: p}, l.line.Version, l.line.Token, false}
-	if p == proto.Data {
+	switch p {
+	case proto.MailFrom:
+		s.txLife.end()
+	case proto.Data:
 		s.msg = message{}
 	}
 	if s.state == lost {

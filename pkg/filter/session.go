@@ -22,6 +22,8 @@ type Session[S any] struct {
 	Local  S // the program's own
 
 	run     *core
+	life    life // of the session
+	txLife  life // of the transaction
 	key     proto.ID
 	micros  int64 // time of the newest line
 	decided decided

@@ -18,6 +18,7 @@ import (
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/proto"
+	"opensmtpd-filters/pkg/spf"
 )
 
 // storeTimeout is what a message waits for the store before it passes.
@@ -32,7 +33,7 @@ const learnTimeout = 5 * time.Second
 // state is what is kept of a session.
 type state struct {
 	host   string // as smtpd greets
-	spf    *filter.Future[greylist.Result]
+	spf    *filter.Future[spf.Result]
 	header string // what X-Greylist says of the present message
 }
 
@@ -69,8 +70,8 @@ func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
 		return
 	}
 	addr, from, helo := s.Src.Addr(), s.Tx.From, s.Helo
-	s.Local.spf = filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) greylist.Result {
-		return c.spf.Check(ctx, addr, from, helo)
+	s.Local.spf = filter.GoTx(s, c.flags.Timeout.Value, func(ctx context.Context) spf.Result {
+		return c.spf.Check(ctx, spf.Query{Addr: addr, Helo: helo, Sender: from})
 	})
 }
 
@@ -109,20 +110,21 @@ func (c *checker) exempt(addr netip.Addr, user, name string, fcrdns bool) (word,
 
 // exemptSender reports whether a message is let through for its sender, as far
 // as SPF has proved it.
-func (c *checker) exemptSender(from string, spf greylist.Result) (word, why string, ok bool) {
-	if at, ok := c.senders.Value().Lookup(from, spf.Origin() != ""); ok {
+func (c *checker) exemptSender(from string, r spf.Result) (word, why string, ok bool) {
+	proven := origin(r) != ""
+	if at, ok := c.senders.Value().Lookup(from, proven); ok {
 		return "sender", "-allowSenders " + at.String(), true
 	}
-	if c.flags.spf == "skip" && spf.Origin() != "" {
-		return "spf", "SPF pass for " + spf.Domain, true
+	if c.flags.spf == "skip" && proven {
+		return "spf", "SPF pass for " + r.Domain, true
 	}
 	return "", "", false
 }
 
 // exemptMail reports whether a message is let through for its sender or all of
 // its recipients.
-func (c *checker) exemptMail(from string, rcpts []string, spf greylist.Result) (word, why string, ok bool) {
-	if word, why, ok := c.exemptSender(from, spf); ok {
+func (c *checker) exemptMail(from string, rcpts []string, r spf.Result) (word, why string, ok bool) {
+	if word, why, ok := c.exemptSender(from, r); ok {
 		return word, why, true
 	}
 	for _, rcpt := range rcpts {
@@ -165,15 +167,15 @@ func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Re
 		// nobody shall pass by writing long ones.
 		rcpts = []string{""}
 	}
-	return c.withSPF(s, func(spf greylist.Result) filter.Response {
-		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, spf); ok {
+	return c.withSPF(s, func(r spf.Result) filter.Response {
+		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, r); ok {
 			return c.letPass(s, word, why)
 		}
-		a := attempt(s, rcpts[0], spf)
+		a := attempt(s, rcpts[0], r)
 		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
 			return c.greylist.Decide(ctx, a)
 		}, func(d greylist.Decision) filter.Response {
-			return c.conclude(s, d, "spf", shownSPF(spf))
+			return c.conclude(s, d, "spf", c.shownSPF(r))
 		})
 	})
 }
@@ -197,24 +199,29 @@ func ask[T any](c *checker, s *filter.Session[state], work func(context.Context)
 }
 
 // withSPF goes on when it is known what SPF says, or that it will not be.
-func (c *checker) withSPF(s *filter.Session[state], then func(greylist.Result) filter.Response) filter.Response {
+func (c *checker) withSPF(s *filter.Session[state], then func(spf.Result) filter.Response) filter.Response {
 	if s.Local.spf == nil {
-		status := "none" // smtpd has not told of the sender
-		if c.flags.spf == "off" {
-			status = "off"
-		}
-		return then(greylist.Result{Status: status})
+		return then(spf.Result{}) // off, or smtpd has not told of the sender
 	}
-	return filter.Await(s.Local.spf, func(r greylist.Result, err error) filter.Response {
+	return filter.Await(s.Local.spf, func(r spf.Result, err error) filter.Response {
 		if err != nil {
-			r = greylist.Result{Status: "temperror"}
+			r = spf.Result{Status: spf.TempError}
 		}
 		return then(r)
 	})
 }
 
-func attempt(s *filter.Session[state], rcpt string, spf greylist.Result) greylist.Attempt {
-	return greylist.Attempt{Time: s.Time(), Addr: s.Src.Addr(), Sender: s.Tx.From, Rcpt: rcpt, SPF: spf.Origin()}
+// origin is the domain that SPF proves, of which what holds for one machine
+// holds for all.
+func origin(r spf.Result) string {
+	if r.Status != spf.Pass || r.PerAddress {
+		return ""
+	}
+	return r.Domain
+}
+
+func attempt(s *filter.Session[state], rcpt string, r spf.Result) greylist.Attempt {
+	return greylist.Attempt{Time: s.Time(), Addr: s.Src.Addr(), Sender: s.Tx.From, Rcpt: rcpt, SPF: origin(r)}
 }
 
 // saw takes note of the time of a line. A clock that was ahead, and was put
@@ -269,9 +276,12 @@ func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more .
 func seconds(d time.Duration) string { return fmt.Sprint(int64(d/time.Second), "s") }
 
 // shownSPF is the result with what it is about.
-func shownSPF(r greylist.Result) string {
-	status := r.Status
-	if r.Everyone {
+func (c *checker) shownSPF(r spf.Result) string {
+	status := r.Status.String()
+	switch {
+	case c.flags.spf == "off":
+		status = "off"
+	case r.Everybody:
 		status = "everyone"
 	}
 	if r.Domain == "" {
@@ -344,11 +354,11 @@ func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Resp
 		return filter.Proceed()
 	}
 	c.saw(s.Time())
-	return c.withSPF(s, func(spf greylist.Result) filter.Response {
-		if _, _, ok := c.exemptSender(s.Tx.From, spf); ok {
+	return c.withSPF(s, func(r spf.Result) filter.Response {
+		if _, _, ok := c.exemptSender(s.Tx.From, r); ok {
 			return filter.Proceed()
 		}
-		a := attempt(s, req.Arg, spf)
+		a := attempt(s, req.Arg, r)
 		return ask(c, s, func(ctx context.Context) (bool, error) {
 			return c.greylist.Trap(ctx, a)
 		}, func(hit bool) filter.Response {
@@ -372,7 +382,7 @@ func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
 	}
 	c.saw(s.Time())
 	id, t, from, rcpts := s.ID, s.Time(), s.Tx.From, s.Tx.Rcpts
-	filter.Go(s, learnTimeout, func(ctx context.Context) error {
+	filter.GoOn(s, learnTimeout, func(ctx context.Context) error {
 		err := c.greylist.Learn(ctx, t, from, rcpts)
 		if err != nil {
 			c.metrics.Counter("greylist_store_errors_total").Inc()

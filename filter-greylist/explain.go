@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/spf"
 )
 
 // explain prints what would be done with a message, and why. It changes
@@ -53,16 +54,16 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	if trap {
 		row("trap", "%s", at)
 	}
-	spf := greylist.Result{Status: "off"}
+	r := spf.Result{}
 	if c.flags.spf != "off" {
-		spf = c.spf.Check(ctx, addr, from, helo)
+		r = c.spf.Check(ctx, spf.Query{Addr: addr, Helo: helo, Sender: from})
 	}
-	row("spf", "%s", shownSPF(spf))
-	if _, why, ok := c.exemptMail(from, []string{rcpt}, spf); ok {
+	row("spf", "%s", c.shownSPF(r))
+	if _, why, ok := c.exemptMail(from, []string{rcpt}, r); ok {
 		row("answer", "let through, never greylisted: %s", why)
 		return nil
 	}
-	a := greylist.Attempt{Time: time.Now(), Addr: addr, Sender: from, Rcpt: rcpt, SPF: spf.Origin()}
+	a := greylist.Attempt{Time: time.Now(), Addr: addr, Sender: from, Rcpt: rcpt, SPF: origin(r)}
 	d, entries, err := c.greylist.Explain(ctx, a)
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)

@@ -23,6 +23,7 @@ import (
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
+	"opensmtpd-filters/pkg/spf"
 )
 
 func main() { os.Exit(run(os.Args[1:], os.Stdin, os.Stdout, os.Stderr)) }
@@ -69,7 +70,7 @@ type checker struct {
 	log      *slog.Logger
 	metrics  *metrics.Set
 	resolver *resolve.Resolver
-	spf      *greylist.SPF
+	spf      *spf.Checker
 	secret   func() ([]byte, error) // of keys; nil: made at random
 	greylist *greylist.Greylist
 	store    greylist.Store
@@ -141,7 +142,7 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	o.Store, o.Secret = c.store, c.secret
 	c.greylist = greylist.New(o)
 	c.resolver = resolve.New(resolve.Options{Servers: servers, Timeout: f.Timeout.Value, Log: log, Metrics: c.metrics})
-	c.spf = greylist.NewSPF(c.resolver, f.Timeout.Value)
+	c.spf = spf.New(spf.Options{Resolver: c.resolver, Timeout: f.Timeout.Value, Metrics: c.metrics})
 	return c, nil
 }
 

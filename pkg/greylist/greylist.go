@@ -132,7 +132,7 @@ type Attempt struct {
 	Addr   netip.Addr
 	Sender string   // as given; empty or <> is the null sender
 	Rcpt   string   // the first accepted recipient, as given
-	SPF    string   // the domain that SPF proves, empty if none; see Result.Origin
+	SPF    string   // the domain that SPF proves, empty if none
 	Also   []string // names of further origins, such as provider:NAME
 }
 

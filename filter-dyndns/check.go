@@ -94,6 +94,11 @@ func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Resp
 		helo = r.Arg // smtpd reports it once we have answered
 	}
 	return filter.Await(s.Local.judged, func(f rdns.Finding, err error) filter.Response {
+		if errors.Is(err, filter.ErrBusy) { // as if the DNS did not answer
+			j := c.newJudge()
+			j.Resolver = nil
+			f, err = j.Judge(context.Background(), rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS}), nil
+		}
 		if err != nil || helo == "" || c.action(f).name == "proceed" {
 			return c.conclude(s, r.Phase, f, err)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -20,9 +21,11 @@ import (
 
 // state is what is kept of a session.
 type state struct {
-	inquiry  *dnsbl.Inquiry // nil: the lists are not asked
-	refused  string         // line of a list file that refuses the client, "" if none does
-	reported string         // the decision as it was last logged
+	inquiry  *dnsbl.Inquiry           // nil: the lists are not asked
+	early    map[dnsbl.Subject]string // names that were asked about and have not been needed yet
+	idle     bool                     // one never was
+	refused  string                   // line of a list file that refuses the client, "" if none does
+	reported string                   // the decision as it was last logged
 }
 
 // filter returns the filter with its handlers.
@@ -85,20 +88,34 @@ func (c *checker) exempt(addr netip.Addr) (rule, string) {
 }
 
 func (c *checker) identified(s *filter.Session[state], _ *proto.Line) {
-	if s.Local.inquiry != nil {
-		s.Local.inquiry.Domain(c.ctx, dnsbl.Helo, s.Helo)
-	}
+	c.early(s, dnsbl.Helo, s.Helo)
 }
 
 func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
-	c.from(s, s.Tx.From)
+	c.early(s, dnsbl.From, domainOf(s.Tx.From))
 }
 
-func (c *checker) from(s *filter.Session[state], sender string) {
-	if s.Local.inquiry != nil && s.User == "" {
-		sender = strings.TrimSuffix(strings.TrimPrefix(sender, "<"), ">")
-		s.Local.inquiry.Domain(c.ctx, dnsbl.From, sender[strings.LastIndexByte(sender, '@')+1:])
+// early asks the lists about a name before the decision, so that nobody waits. A
+// client may give names without end and need the answer to none: once it has
+// done so, only those are asked about that are decided by.
+func (c *checker) early(s *filter.Session[state], subject dnsbl.Subject, name string) {
+	before, asked := s.Local.early[subject]
+	if s.Local.inquiry == nil || s.User != "" || asked && before == name {
+		return
 	}
+	if s.Local.idle = s.Local.idle || asked; s.Local.idle {
+		return
+	}
+	if s.Local.early == nil {
+		s.Local.early = make(map[dnsbl.Subject]string)
+	}
+	s.Local.early[subject] = name
+	s.Local.inquiry.Domain(c.ctx, subject, name)
+}
+
+func domainOf(sender string) string {
+	sender = strings.TrimSuffix(strings.TrimPrefix(sender, "<"), ">")
+	return sender[strings.LastIndexByte(sender, '@')+1:]
 }
 
 // decide answers when the time has come.
@@ -115,15 +132,26 @@ func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Re
 		return filter.Proceed()
 	}
 	// The request that is decided may be the one that brings the name.
-	switch {
-	case (req.Phase == filter.Helo || req.Phase == filter.Ehlo) && c.asks(dnsbl.Helo):
-		q.Domain(c.ctx, dnsbl.Helo, req.Arg)
-	case req.Phase == filter.MailFrom && c.asks(dnsbl.From):
-		c.from(s, req.Arg)
+	helo, from := s.Helo, s.Tx.From
+	switch req.Phase {
+	case filter.Helo, filter.Ehlo:
+		helo = req.Arg
+	case filter.MailFrom:
+		from = req.Arg
 	}
+	if c.asks(dnsbl.Helo) {
+		q.Domain(c.ctx, dnsbl.Helo, helo)
+	}
+	if c.asks(dnsbl.From) {
+		q.Domain(c.ctx, dnsbl.From, domainOf(from))
+	}
+	s.Local.early = nil
 	// The verdict keeps its deadline by itself.
 	verdict := filter.Go(s, c.flags.Timeout.Value+time.Second, q.Verdict)
 	return filter.Await(verdict, func(res dnsbl.Result, err error) filter.Response {
+		if errors.Is(err, filter.ErrBusy) {
+			res, err = q.Now(), nil
+		}
 		return c.conclude(s, req, res, err)
 	})
 }
@@ -214,6 +242,7 @@ func (c *checker) headerValue(s *filter.Session[state]) string {
 	if s.Local.inquiry == nil || s.User != "" {
 		return ""
 	}
+	s.Local.early = nil
 	res := s.Local.inquiry.Now()
 	if len(res.Hits) == 0 {
 		return "0"

@@ -14,6 +14,7 @@ import (
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/dnsbl"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/proto"
@@ -55,12 +56,13 @@ func (c *checker) asks(s dnsbl.Subject) bool {
 // begin asks the lists about a new client.
 func (c *checker) begin(s *filter.Session[state]) {
 	addr := s.Src.Addr()
-	ru, why := c.exempt(addr)
-	if ru.action == reject {
-		s.Local.refused = ru.where
+	v := c.exempt(addr, s.RDNS, s.FCrDNS)
+	if v.Reject {
+		s.Local.refused = v.By
 		return
 	}
-	if why != "" {
+	why := v.By
+	if v.Exempt {
 		c.log.Debug(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "why", why)
 		return
 	}
@@ -68,23 +70,28 @@ func (c *checker) begin(s *filter.Session[state]) {
 	s.Local.inquiry.Domain(c.ctx, dnsbl.RDNS, s.RDNS)
 }
 
-// exempt says why the lists are not asked about an address, "" if they are. The
-// rule is the line that decides.
-func (c *checker) exempt(addr netip.Addr) (rule, string) {
+// exempt says whether the lists are asked about a client: by lines of files, and
+// by its address.
+func (c *checker) exempt(addr netip.Addr, name string, confirmed bool) exempt.Verdict {
 	if !addr.IsValid() {
-		return rule{}, "local socket"
+		return exempt.Verdict{Exempt: true, By: "local socket"}
 	}
-	ru, ok := c.allow.Value().lookup(addr)
+	if !confirmed {
+		name = ""
+	}
+	m, ok := c.allow.Value().Lookup(addr, name)
 	if !ok {
-		ru, ok = c.deny.Value().lookup(addr)
+		m, ok = c.deny.Value().Lookup(addr, name)
 	}
-	if ok && ru.action != dunno {
-		return ru, ru.where
+	switch {
+	case ok && m.Action == exempt.Permit:
+		return exempt.Verdict{Exempt: true, By: m.String()}
+	case ok && m.Action == exempt.Reject:
+		return exempt.Verdict{Reject: true, By: m.String()}
+	case ipset.Private(addr):
+		return exempt.Verdict{Exempt: true, By: "local or private"}
 	}
-	if ipset.Private(addr) {
-		return rule{}, "local or private"
-	}
-	return rule{}, ""
+	return exempt.Verdict{}
 }
 
 func (c *checker) identified(s *filter.Session[state], _ *proto.Line) {
@@ -283,11 +290,11 @@ func (c *checker) lookup(addr netip.Addr, stdout io.Writer) {
 	w.Flush()
 
 	fmt.Fprintf(stdout, "\nscore    %d\n", res.Score)
-	switch ru, why := c.exempt(addr); {
-	case ru.action == reject:
-		fmt.Fprintf(stdout, "verdict  block, whatever the lists say: %s\n", why)
-	case why != "":
-		fmt.Fprintf(stdout, "verdict  pass, whatever the lists say: %s\n", why)
+	switch v := c.exempt(addr, "", false); {
+	case v.Reject:
+		fmt.Fprintf(stdout, "verdict  block, whatever the lists say: %s\n", v.By)
+	case v.Exempt:
+		fmt.Fprintf(stdout, "verdict  pass, whatever the lists say: %s\n", v.By)
 	case c.flags.blockAt == 0 && c.flags.junkAt == 0:
 		fmt.Fprintf(stdout, "verdict  depends on -blockAt and -junkAt\n")
 	default:

@@ -100,58 +100,6 @@ func TestLate(t *testing.T) {
 	}
 }
 
-func TestRules(t *testing.T) {
-	parse := func(text string, def action) *rules {
-		rs, errs := parseRules(strings.NewReader(text), "f", def)
-		for _, err := range errs {
-			t.Error(err)
-		}
-		return rs
-	}
-	a := parse("# ours\n192.0.2.0/24 reject\n192.0.2.5 permit\n198.51.100.1\n\n203.0.113.0/24 dunno # not us\n2001:db8::/32 PERMIT\r\n", permit)
-	b := parse("203.0.113.7\n198.51.100.0/24\n192.0.2.99 permit\n", reject)
-	both := mergeRules(a, nil, b)
-	for _, tt := range []struct{ addr, want string }{
-		{"192.0.2.5", "2 f:2"}, // the first line, not the longest
-		{"192.0.2.99", "2 f:2"},
-		{"198.51.100.1", "1 f:4"},
-		{"198.51.100.2", "2 f:2"},
-		{"203.0.113.7", "0 f:6"},
-		{"2001:db8::1", "1 f:7"},
-		{"::ffff:198.51.100.1", "1 f:4"},
-		{"10.0.0.1", "none"},
-	} {
-		got := "none"
-		if ru, ok := both.lookup(netip.MustParseAddr(tt.addr)); ok {
-			got = fmt.Sprintf("%d %s", ru.action, ru.where)
-		}
-		if got != tt.want {
-			t.Errorf("%s: %s, want %s", tt.addr, got, tt.want)
-		}
-	}
-	if both.Len() != 8 {
-		t.Errorf("%d lines", both.Len())
-	}
-	if _, ok := (*rules)(nil).lookup(netip.MustParseAddr("192.0.2.1")); ok {
-		t.Error("nil matches")
-	}
-	_, errs := parseRules(strings.NewReader("192.0.2.1 OK\nx permit\n!192.0.2.0/24 permit\n192.0.2.1 permit now\n"+strings.Repeat("bad\n", 200)), "f", permit)
-	if len(errs) != 101 || errs[0].Error() != `f:1: "OK" is not permit, reject or dunno` || !strings.HasPrefix(errs[3].Error(), "f:4: ") {
-		t.Errorf("%d errors, %v", len(errs), errs[:4])
-	}
-}
-
-func FuzzRules(f *testing.F) {
-	f.Add([]byte("192.0.2.0/24 reject\n2001:db8::1 permit # x\n"), []byte{192, 0, 2, 1})
-	f.Fuzz(func(t *testing.T, text, b []byte) {
-		rs, _ := parseRules(bytes.NewReader(text), "f", permit)
-		if a, ok := netip.AddrFromSlice(b); ok {
-			rs.lookup(a)
-			mergeRules(rs, rs).lookup(a)
-		}
-	})
-}
-
 func TestPublic(t *testing.T) {
 	for addr, want := range map[string]bool{"8.8.8.8": true, "1.1.1.1": true, "9.9.9.9": true, "2606:4700:4700::1111": true, "127.0.0.1": false, "192.0.2.53": false} {
 		if got := public(netip.MustParseAddr(addr)); got != want {

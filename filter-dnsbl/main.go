@@ -12,12 +12,15 @@ import (
 	"net/netip"
 	"os"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/dnsbl"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
@@ -86,6 +89,9 @@ type flags struct {
 	lists []dnsbl.List
 	keys  []string
 	check netip.Addr
+
+	missing []error // files of lists that are not there
+	bad     []error // lines of others, which are skipped
 }
 
 const defaultReply = "550 5.7.1 Service unavailable; client [%i] blocked using %l"
@@ -95,7 +101,7 @@ func newFlags() *flags {
 		Flags: cli.New(cli.Options{
 			Name:     "filter-dnsbl",
 			Synopsis: []string{"[flags] list...", "[flags] -check ADDRESS list..."},
-			Args:     true, DryRun: true, Metrics: true, Resolver: true, Timeout: 2 * time.Second,
+			Args:     true, DryRun: true, Metrics: true, Resolver: resolve.ParseServers, Timeout: 2 * time.Second,
 		}),
 		minTTL: cli.Duration{Value: time.Minute, Max: 24 * time.Hour},
 		maxTTL: cli.Duration{Value: time.Hour, Max: 24 * time.Hour},
@@ -163,8 +169,12 @@ func (f *flags) parse(args []string) error {
 func (f *flags) parseLists() error {
 	var errs []error
 	for _, arg := range f.Args() {
-		expanded, err := cli.ExpandArgs([]string{arg})
-		errs = append(errs, err)
+		expanded, missing, err := cli.ExpandArgs([]string{arg})
+		wrong := []error{err}
+		if err != nil {
+			f.keys = append(f.keys, dnsbl.Keys(err.Error())...)
+		}
+		f.missing = append(f.missing, missing...)
 		var lines []string
 		for _, a := range expanded {
 			lines = append(lines, a.Text)
@@ -172,7 +182,12 @@ func (f *flags) parseLists() error {
 		f.keys = append(f.keys, dnsbl.Keys(lines...)...)
 		lists, bad := dnsbl.Parse(lines...)
 		for i, err := range bad {
-			errs = append(errs, at(expanded[i].Where, err))
+			wrong = append(wrong, at(expanded[i].Where, err))
+		}
+		if strings.HasPrefix(arg, "@") && len(lists) > 0 {
+			f.bad = append(f.bad, slices.DeleteFunc(wrong, func(err error) bool { return err == nil })...)
+		} else {
+			errs = append(errs, wrong...)
 		}
 		f.lists = append(f.lists, lists...)
 	}
@@ -188,7 +203,7 @@ func (f *flags) parseLists() error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	if len(f.lists) == 0 {
+	if len(f.lists) == 0 && f.missing == nil {
 		return errors.New("no list given; which to trust is for you to decide")
 	}
 	return nil
@@ -211,30 +226,29 @@ type checker struct {
 	dnsbl       *dnsbl.Checker
 	decided     [3]*metrics.Counter // by verdict
 	ctx         context.Context     // of questions; ends with the program
-	allow, deny *reload.File[*rules]
+	allow, deny *reload.File[exempt.Clients]
 }
 
 func newChecker(f *flags, log *slog.Logger) (*checker, error) {
-	c := &checker{flags: f, log: log, metrics: metrics.New(), ctx: context.Background()}
-	c.metrics.Filter = "dnsbl"
+	c := &checker{flags: f, log: log, ctx: context.Background()}
+	c.metrics = metrics.New(metrics.Options{Filter: "dnsbl", Version: cli.Version(), File: f.Metrics, DryRun: f.DryRun})
 	for verdict, action := range actions() {
-		c.decided[verdict] = c.metrics.Counter(metrics.Label("dnsbl_decisions_total", "action", action))
+		c.decided[verdict] = c.metrics.Decision(action)
 	}
-	var servers []netip.AddrPort
-	var errs [3]error
-	if f.Resolver != "" {
-		servers, errs[0] = resolve.ParseServers(f.Resolver)
-		if errs[0] != nil {
-			errs[0] = fmt.Errorf("-resolver: %w", errs[0])
-		}
-	}
-	c.allow, errs[1] = reload.Open(reload.Options[*rules]{Paths: f.allowlist, Parse: parsePermit, Merge: mergeRules, Log: log})
-	c.deny, errs[2] = reload.Open(reload.Options[*rules]{Paths: f.blocklist, Parse: parseReject, Merge: mergeRules, Log: log})
+	var errs [2]error
+	c.allow, errs[0] = reload.Open(reload.Options[exempt.Clients]{Paths: f.allowlist, Parse: exempt.ParseClients, Merge: exempt.MergeClients, Log: log})
+	c.deny, errs[1] = reload.Open(reload.Options[exempt.Clients]{Paths: f.blocklist, Parse: exempt.ParseRejects, Merge: exempt.MergeClients, Log: log})
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
+	c.metrics.Files(c.allow, c.deny)
+	if !f.CheckOnly { // printConfig says what is wrong
+		for _, err := range f.bad {
+			log.Warn("bad line skipped", "err", err)
+		}
+	}
 	c.resolver = resolve.New(resolve.Options{
-		Servers: servers,
+		Servers: f.Servers,
 		// Answers that come late are good for the next session.
 		Timeout: max(f.Timeout.Value+time.Second, 3*time.Second),
 		MinTTL:  f.minTTL.Value, MaxTTL: f.maxTTL.Value,
@@ -274,16 +288,32 @@ func (c *checker) watch() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	c.ctx = ctx
 	go c.dnsbl.Run(ctx)
-	go c.allow.Watch(ctx)
-	go c.deny.Watch(ctx)
+	go reload.Watch(ctx, c.allow, c.deny)
+	if c.flags.missing != nil {
+		guard.Keep(ctx, c.log, "lists", c.remind)
+	}
 	written := make(chan struct{})
 	go func() {
-		c.metrics.Run(ctx, c.flags.Metrics, c.log)
+		c.metrics.Run(ctx, c.log)
 		close(written)
 	}()
 	return func() {
 		cancel()
 		<-written
+	}
+}
+
+// remind says once an hour that lists are not asked.
+func (c *checker) remind(ctx context.Context) {
+	again := time.NewTicker(time.Hour)
+	defer again.Stop()
+	for {
+		c.log.Warn("file of lists not usable, its lists are not asked; restart smtpd when it is", "err", errors.Join(c.flags.missing...))
+		select {
+		case <-again.C:
+		case <-ctx.Done():
+			return
+		}
 	}
 }
 
@@ -304,5 +334,5 @@ func (c *checker) printConfig(w io.Writer) error {
 		[2]string{"lines of -allowlist", fmt.Sprint(c.allow.Value().Len())},
 		[2]string{"lines of -blocklist", fmt.Sprint(c.deny.Value().Len())})
 	c.flags.Print(w, extra...)
-	return errors.Join(append(c.allow.Bad(), c.deny.Bad()...)...)
+	return errors.Join(slices.Concat(c.flags.missing, c.flags.bad, c.allow.Bad(), c.deny.Bad())...)
 }

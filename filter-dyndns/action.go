@@ -1,64 +1,24 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"strings"
-	"time"
 
 	"opensmtpd-filters/pkg/cli"
-	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/rdns"
 )
 
-// action is what is done with the clients of a class.
-type action struct {
-	name  string
-	delay time.Duration // of slow
-}
-
-func (a *action) String() string { return a.name }
-
-// Set reads proceed, junk, reject, tempfail, disconnect or slow:TIME.
-func (a *action) Set(s string) error {
-	name, delay, slow := strings.Cut(s, ":")
-	*a = action{name: s}
-	switch name {
-	case "proceed", "junk", "reject", "tempfail", "disconnect":
-		if slow {
-			return fmt.Errorf("%s takes no time", name)
-		}
-		return nil
-	case "slow":
-		d, err := cli.ParseDuration(delay)
-		if err != nil {
-			return err
-		}
-		if d <= 0 || d > filter.MaxDelay {
-			return fmt.Errorf("slow takes a time up to %v", filter.MaxDelay)
-		}
-		a.delay = d
-		return nil
-	}
-	return errors.New("not one of proceed, junk, reject, tempfail, disconnect, slow:TIME")
-}
-
-// refuses reports whether the client gets a reply of ours.
-func (a *action) refuses() bool {
-	return a.name == "reject" || a.name == "tempfail" || a.name == "disconnect"
-}
-
-// response is what smtpd is told.
-func (a *action) response(r cli.Reply) filter.Response {
-	switch a.name {
-	case "junk":
-		return filter.Junk()
-	case "reject", "tempfail":
-		return filter.Reject(r.Code, r.Enhanced, r.Text)
-	case "disconnect":
-		return filter.Disconnect(r.Code, r.Enhanced, r.Text)
-	}
-	return filter.Proceed().After(a.delay)
+// actions are the flags that say what is done with the clients of a class.
+var actions = []struct {
+	class         rdns.Class
+	action, usage string
+}{
+	{rdns.Dynamic, cli.Junk, "what to do with access lines: `ACTION` is proceed, junk, defer, refuse, disconnect or slow:TIME"},
+	{rdns.Generic, cli.Proceed, "`ACTION` for names that are the address and nothing more"},
+	{rdns.Static, cli.Proceed, "`ACTION` for access lines whose address stays"},
+	{rdns.Hosting, cli.Proceed, "`ACTION` for rented machines with the name they came with"},
+	{rdns.None, cli.Proceed, "`ACTION` for clients without a name"},
+	{rdns.Mismatch, cli.Proceed, "`ACTION` for names that do not resolve to the client (FCrDNS)"},
+	{rdns.Bogus, cli.Junk, "`ACTION` for localhost, single labels, reverse zones and addresses as name"},
 }
 
 const (
@@ -86,10 +46,18 @@ func parseReplies(given string) (map[rdns.Class]cli.Reply, error) {
 	return replies, nil
 }
 
-// reply returns what a client of class is told if a refuses it.
-func (c *checker) reply(a *action, class rdns.Class) cli.Reply {
+// action returns what is to be done about a finding.
+func (c *check) action(f rdns.Finding) cli.Action {
+	if a := c.actions[f.Class]; a != nil {
+		return *a
+	}
+	return cli.Action{}
+}
+
+// reply returns what a client is told if it is refused.
+func (c *check) reply(a cli.Action, class rdns.Class) cli.Reply {
 	r := c.replies[class]
-	if a.name == "tempfail" {
+	if a.Name == cli.Defer {
 		r = r.Temporary()
 	}
 	return r

@@ -3,9 +3,10 @@ package main
 import (
 	"bytes"
 	"io"
-	"log/slog"
 	"os"
 	"testing"
+
+	"opensmtpd-filters/pkg/program"
 )
 
 // BenchmarkClassify takes a name through -classify: read, judged and printed.
@@ -14,21 +15,13 @@ func BenchmarkClassify(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	flags := newFlags()
-	if err := flags.parse(nil); err != nil {
-		b.Fatal(err)
-	}
-	c, err := newChecker(flags, slog.New(slog.DiscardHandler))
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer c.resolver.Close()
 	all := bytes.Repeat(names, 100)
 	n := bytes.Count(names, []byte("\n")) * 100
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := c.classify("-", bytes.NewReader(all), io.Discard); err != nil {
-			b.Fatal(err)
+		std := program.Streams{In: bytes.NewReader(all), Out: io.Discard, Err: os.Stderr}
+		if status := program.Run(spec, []string{"-classify", "-"}, std); status != 0 {
+			b.Fatal("status", status)
 		}
 	}
 	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*n), "ns/name")

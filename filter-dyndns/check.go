@@ -9,145 +9,112 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"text/tabwriter"
 	"time"
 
+	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/filter"
-	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/rdns"
+	"opensmtpd-filters/pkg/reload"
 )
+
+var classesTotal = metrics.Desc{Name: "filter_dyndns_classes_total",
+	Help: "Decisions about clients, by class of their names.", Labels: []string{"class"}}
 
 // state is what is kept of a session.
 type state struct {
-	judged   *filter.Future[rdns.Finding] // nil: the client is not judged
-	finding  rdns.Finding                 // valid once decided
-	decided  bool
-	reported string // the decision as it was last logged
+	program.Visit
+	judged  *filter.Future[rdns.Finding] // nil: the client is not judged
+	finding rdns.Finding                 // valid once decided
+	decided bool
 }
 
-// filter returns the filter with its handlers.
-func (c *checker) filter() *filter.Filter[state] {
+// Filter returns the filter with its handlers.
+func (c *check) Filter() program.Runner {
 	// The DNS may be asked twice for one answer.
-	deadline := 2*c.flags.Timeout.Value + 5*time.Second
-	f := filter.New[state](filter.Options{Log: c.log, Metrics: c.metrics, Deadline: deadline})
+	deadline := 2*c.Timeout.Value + 5*time.Second
+	f := filter.New[state](filter.Options{Log: c.Log, Metrics: c.Metrics, Deadline: deadline})
+	c.gate = &program.Gate[state]{
+		Program: c.Program,
+		Visit:   func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
+		Judge:   c.decide,
+	}
+	c.gate.Handle(f)
 	f.OnSession(c.begin)
-	f.Decide(c.flags.phase, c.decide)
-	if c.flags.header {
-		f.SetHeader("X-Rdns-Class", c.headerValue)
+	if c.Header {
+		f.SetHeader(spec.Field, c.headerValue)
 	}
 	return f
 }
 
 // begin judges a new client. Most names need no query; what must be asked is
 // asked while the client still says hello.
-func (c *checker) begin(s *filter.Session[state]) {
-	addr := s.Src.Addr()
-	if why := c.exempt(addr); why != "" {
-		c.log.Debug(s.ID, "filter", "dyndns", "action", "proceed", "addr", addr, "why", why)
-		return
+func (c *check) begin(s *filter.Session[state]) {
+	if c.gate.Begin(s) {
+		s.Local.judged = c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS})
 	}
-	s.Local.judged = c.judge(s, rdns.Client{Addr: addr, Name: s.RDNS, FCrDNS: s.FCrDNS})
 }
 
-// exempt says why an address is never judged, "" if it is.
-func (c *checker) exempt(addr netip.Addr) string {
-	if ipset.Private(addr) {
-		return "local or private"
-	}
-	if m, ok := c.allowlist.Value().Lookup(addr); ok {
-		return "allowlist " + m.String()
-	}
-	return ""
-}
-
-func (c *checker) judge(s *filter.Session[state], client rdns.Client) *filter.Future[rdns.Finding] {
+func (c *check) judge(s *filter.Session[state], client rdns.Client) *filter.Future[rdns.Finding] {
 	j := c.newJudge()
-	return filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) rdns.Finding {
+	return filter.Go(s, c.Timeout.Value, func(ctx context.Context) rdns.Finding {
 		return j.Judge(ctx, client)
 	})
 }
 
-func (c *checker) newJudge() *rdns.Judge {
+func (c *check) newJudge() *rdns.Judge {
 	return &rdns.Judge{
-		Resolver: c.resolver,
-		Allow:    c.allow.Value(),
+		Resolver: c.Resolver,
+		Allow:    c.names.Value(),
 		Match:    c.match.Value(),
-		Helo:     c.flags.helo,
-		Mismatch: c.flags.actions[rdns.Mismatch].name != "proceed",
+		Helo:     c.helo,
+		Mismatch: c.actions[rdns.Mismatch].Name != cli.Proceed,
 	}
 }
 
-// decide answers when the time has come. The name given in HELO may clear a
-// client that would not be let pass.
-func (c *checker) decide(s *filter.Session[state], r filter.Request) filter.Response {
+// decide says what is to be done. The name given in HELO may clear a client that
+// would not be let pass.
+func (c *check) decide(s *filter.Session[state], r filter.Request, then func(program.Verdict) filter.Response) filter.Response {
 	s.Local.decided = false
-	if s.Local.judged == nil {
-		return filter.Proceed()
-	}
-	if s.User != "" {
-		c.log.Debug(s.ID, "filter", "dyndns", "action", "proceed", "addr", s.Src.Addr(), "why", "authenticated")
-		return filter.Proceed()
-	}
 	helo := s.Helo
 	if r.Phase == filter.Helo || r.Phase == filter.Ehlo {
 		helo = r.Arg // smtpd reports it once we have answered
 	}
-	return filter.Await(s.Local.judged, func(f rdns.Finding, err error) filter.Response {
-		if errors.Is(err, filter.ErrBusy) { // as if the DNS did not answer
-			j := c.newJudge()
-			j.Resolver = nil
-			f, err = j.Judge(context.Background(), rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS}), nil
+	conclude := func(f rdns.Finding) filter.Response {
+		s.Local.finding, s.Local.decided = f, true
+		c.Metrics.Counter(classesTotal, f.Class.String()).Inc()
+		v := c.verdict(f, s.Src.Addr())
+		if f.Name != "" && f.Name != strings.TrimSuffix(s.RDNS, ".") {
+			v.Keys = append(v.Keys, "found", f.Name) // smtpd had none, or cut it
 		}
-		if err != nil || helo == "" || c.action(f).name == "proceed" {
-			return c.conclude(s, r.Phase, f, err)
+		return then(v)
+	}
+	return filter.Await(s.Local.judged, func(f rdns.Finding, err error) filter.Response {
+		if err != nil {
+			return then(program.Verdict{Reason: "error", Keys: []any{"err", err}})
+		}
+		if a := c.action(f); helo == "" || a.Name == cli.Proceed && a.Delay == 0 {
+			return conclude(f)
 		}
 		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: helo})
 		return filter.Await(again, func(cleared rdns.Finding, err error) filter.Response {
 			if err == nil {
 				f = cleared
 			}
-			return c.conclude(s, r.Phase, f, nil)
+			return conclude(f)
 		})
 	})
 }
 
-// action returns what is to be done about a finding.
-func (c *checker) action(f rdns.Finding) *action {
-	if a := c.flags.actions[f.Class]; a != nil {
-		return a
-	}
-	return &action{name: "proceed"}
-}
-
-// conclude logs the decision and returns the answer.
-func (c *checker) conclude(s *filter.Session[state], asked filter.Phase, f rdns.Finding, err error) filter.Response {
-	if err != nil {
-		c.log.Warn(s.ID, "filter", "dyndns", "action", "proceed", "addr", s.Src.Addr(), "err", err)
-		return filter.Proceed()
-	}
-	a := c.action(f)
-	late := asked == filter.Commit && a.name == "junk"
-	attrs := []any{"filter", "dyndns", "class", f.Class, "action", a, "addr", s.Src.Addr(), "name", shown(f.Name)}
+// verdict is what is done about a finding.
+func (c *check) verdict(f rdns.Finding, addr netip.Addr) program.Verdict {
+	v := program.Verdict{Action: c.action(f), Reason: f.Class.String()}
+	v.Reply = expand(c.reply(v.Action, f.Class), f, addr.String())
 	if f.Evidence != "" {
-		attrs = append(attrs, "evidence", f.Evidence)
+		v.Keys = []any{"evidence", f.Evidence}
 	}
-	switch {
-	case c.flags.DryRun:
-		attrs = append(attrs, "dryRun", true)
-	case late:
-		attrs = append(attrs, "note", "too late to junk")
-	}
-	if line := fmt.Sprint(attrs...); line != s.Local.reported {
-		s.Local.reported = line
-		c.log.Info(s.ID, attrs...)
-	}
-	c.metrics.Counter(metrics.Label(metrics.Label("dyndns_decisions_total", "action", a.name), "class", f.Class.String())).Inc()
-	s.Local.finding, s.Local.decided = f, true
-	if c.flags.DryRun || late {
-		return filter.Proceed()
-	}
-	return a.response(expand(c.reply(a, f.Class), f, s.Src.Addr().String()))
+	return v
 }
 
 func shown(name string) string {
@@ -158,9 +125,9 @@ func shown(name string) string {
 }
 
 // headerValue is what X-Rdns-Class says.
-func (c *checker) headerValue(s *filter.Session[state]) string {
+func (c *check) headerValue(s *filter.Session[state]) string {
 	f := s.Local.finding
-	if !s.Local.decided {
+	if !s.Local.decided || !c.gate.Judged(s) {
 		return ""
 	}
 	if f.Evidence == "" {
@@ -169,10 +136,10 @@ func (c *checker) headerValue(s *filter.Session[state]) string {
 	return f.Class.String() + " (" + f.Evidence + ")"
 }
 
-// classify prints the classes of a file, by the names alone. Of a line, the
-// first field that is an address and the one after it count.
-func (c *checker) classify(path string, stdin io.Reader, stdout io.Writer) error {
-	in := stdin
+// Command prints the classes of a file, by the names alone. Of a line, the first
+// field that is an address and the one after it count.
+func (c *check) Command(args []string) error {
+	path, in := args[1], c.In
 	if path != "-" {
 		f, err := os.Open(path)
 		if err != nil {
@@ -183,7 +150,7 @@ func (c *checker) classify(path string, stdin io.Reader, stdout io.Writer) error
 	}
 	j := c.newJudge()
 	j.Resolver = nil
-	w := bufio.NewWriter(stdout)
+	w := bufio.NewWriter(c.Out)
 	lines := bufio.NewReader(in)
 	var bad []error
 	for n := 1; ; n++ {
@@ -230,25 +197,47 @@ func addressAndName(line string) (addr netip.Addr, name string, ok bool) {
 	}
 }
 
-// lookup prints what would be done with a client, by what the DNS says now.
-func (c *checker) lookup(addr netip.Addr, stdout io.Writer) error {
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	defer w.Flush()
-	fmt.Fprintf(w, "address\t%s\n", addr)
-	if why := c.exempt(addr); why != "" {
-		fmt.Fprintf(w, "action\tproceed, never judged: %s\n", why)
-		return nil
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), c.flags.Timeout.Value)
-	defer cancel()
-	f := c.newJudge().Judge(ctx, rdns.Client{Addr: addr, Name: rdns.Unknown})
+// Explain looks a client up and says what would be done.
+func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) error {
+	f := c.newJudge().Judge(ctx, rdns.Client{Addr: q.Addr, Name: q.Name, FCrDNS: q.Confirmed, Helo: q.Helo})
 	a := c.action(f)
-	fmt.Fprintf(w, "name\t%s\n", shown(f.Name))
-	fmt.Fprintf(w, "class\t%s\n", f.Class)
-	fmt.Fprintf(w, "evidence\t%s\n", f.Evidence)
-	fmt.Fprintf(w, "action\t%s at %s\n", a, c.flags.phase)
-	if a.refuses() {
-		fmt.Fprintf(w, "reply\t%s\n", expand(c.reply(a, f.Class), f, addr.String()))
+	if shown(f.Name) != q.Name {
+		t.Row("judged name", "%s", shown(f.Name))
+	}
+	t.Row("class", "%s", f.Class)
+	t.Row("evidence", "%s", f.Evidence)
+	t.Row("answer", "%s at %s", &a, c.Phase)
+	if a.Refuses() {
+		t.Row("reply", "%s", expand(c.reply(a, f.Class), f, q.Addr.String()))
 	}
 	return nil
+}
+
+// Config shows the replies and how many names the files have.
+func (c *check) Config(t *program.Table) {
+	for class := rdns.None; class < rdns.Proper; class++ {
+		if a := c.actions[class]; a.Refuses() {
+			t.Row("reply to "+class.String(), "%s", c.reply(*a, class))
+		}
+	}
+	t.Row("entries of -allowNames", "%d", c.names.Value().Len())
+	t.Row("entries of -match, -expr", "%d", c.match.Value().Len())
+}
+
+// patterns opens files of expressions, and adds those of the command line.
+func (c *check) patterns(paths, expr []string) (*reload.File[*rdns.Patterns], error) {
+	for _, e := range expr {
+		if e = strings.TrimSpace(e); e == "" || e[0] == '#' || strings.Contains(e, "\n") {
+			return nil, fmt.Errorf("-expr %q: not an expression", e)
+		}
+	}
+	more, bad := rdns.ParsePatterns(strings.NewReader(strings.Join(expr, "\n")), "-expr")
+	files, err := reload.Open(reload.Options[*rdns.Patterns]{
+		Paths: paths, Parse: rdns.ParsePatterns, Log: c.Log,
+		Merge: func(files ...*rdns.Patterns) *rdns.Patterns { return rdns.Merge(append(files, more)...) },
+	})
+	if err == nil {
+		c.Keep(files)
+	}
+	return files, errors.Join(append(bad, err)...)
 }

@@ -19,6 +19,7 @@ import (
 	"unicode"
 
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/listfile"
 )
 
 // operator carries out the commands of the operator beside the running filter.
@@ -96,9 +97,9 @@ func readList[T interface{ Len() int }](list string, paths []string, parse func(
 		if err != nil {
 			return entries, err
 		}
-		greylist.Lines(f, path, func(text string, at greylist.Place) error {
-			if l, _ := parse(strings.NewReader(text), path); l.Len() > 0 {
-				entries = append(entries, listEntry{list, text, at.String()})
+		listfile.Each(f, path, func(e listfile.Entry) error {
+			if l, _ := parse(strings.NewReader(e.Text), path); l.Len() > 0 {
+				entries = append(entries, listEntry{list, e.Text, e.Place.String()})
 			}
 			return nil
 		})

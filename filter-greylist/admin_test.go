@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/sqlite"
 )
@@ -291,8 +292,8 @@ func TestListFiles(t *testing.T) {
 	d := newDesk(greylist.NewMemory(0), nil, true)
 	same(t, d.mustRun(t, "list", "list"), "list  entry  place")
 	d.lists = func() ([]listEntry, error) {
-		c, err := readList("-allowClients", []string{clients}, greylist.ParseClients)
-		s, err2 := readList("-allowSenders", []string{senders}, greylist.ParseSenders)
+		c, err := readList("-allowClients", []string{clients}, exempt.ParseClients)
+		s, err2 := readList("-allowSenders", []string{senders}, exempt.ParseSenders)
 		return append(c, s...), errors.Join(err, err2)
 	}
 	same(t, strings.ReplaceAll(d.mustRun(t, "list", "list"), dir+"/", ""), `

@@ -14,11 +14,20 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/spf"
+)
+
+// What is counted, beside the decisions.
+var (
+	exemptTotal = metrics.Desc{Name: "filter_greylist_exempt_total",
+		Help: "Messages that were not greylisted, by why: ours, or what is exempt.", Labels: []string{"by"}}
+	storeErrorsTotal = metrics.Desc{Name: "filter_greylist_store_errors_total",
+		Help: "Messages that passed, or were not learned from, because the records could not be used."}
 )
 
 // storeTimeout is what a message waits for the store before it passes.
@@ -88,12 +97,8 @@ func (c *checker) ours(addr netip.Addr, user string) (why string, ok bool) {
 	case user != "":
 		return "authenticated", true
 	}
-	for _, p := range c.flags.trusted {
-		if p.Contains(addr.WithZone("")) { // none contains a zone
-			return "trusted " + p.String(), true
-		}
-	}
-	return "", false
+	v := c.flags.trusted.Verdict(addr)
+	return v.By, v.Exempt
 }
 
 // exempt reports whether a client is never greylisted: with why, and a word for
@@ -102,8 +107,11 @@ func (c *checker) exempt(addr netip.Addr, user, name string, fcrdns bool) (word,
 	if why, ok := c.ours(addr, user); ok {
 		return "ours", why, true
 	}
-	if at, ok := c.clients.Value().Lookup(addr, name, fcrdns); ok {
-		return "client", "-allowClients " + at.String(), true
+	if !fcrdns {
+		name = ""
+	}
+	if m, ok := c.clients.Value().Lookup(addr, name); ok && m.Action == exempt.Permit {
+		return "client", "-allowClients " + m.String(), true
 	}
 	return "", "", false
 }
@@ -236,6 +244,7 @@ func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more .
 	if d.Accept {
 		action = "accept"
 	}
+	c.metrics.Decision(action).Inc()
 	attrs := []any{"filter", "greylist", "action", action, "reason", d.Reason, "addr", s.Src.Addr(),
 		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "origin", d.Origin}
 	if !d.Accept {
@@ -292,12 +301,13 @@ func (c *checker) shownSPF(r spf.Result) string {
 
 // letPass logs that a message is not greylisted, and lets it pass.
 func (c *checker) letPass(s *filter.Session[state], word, why string) filter.Response {
-	c.metrics.Counter(metrics.Label("greylist_exempt_total", "by", word)).Inc()
+	c.metrics.Counter(exemptTotal, word).Inc()
 	attrs := []any{"filter", "greylist", "action", "proceed", "addr", addrOf(s), "from", "<" + s.Tx.From + ">", "why", why}
 	if word == "ours" {
 		c.log.Debug(s.ID, attrs...)
 		return filter.Proceed()
 	}
+	c.metrics.Decision("accept").Inc()
 	c.log.Info(s.ID, attrs...)
 	if word != "spf" {
 		why = word + " on a list"
@@ -318,7 +328,8 @@ func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s", storeTimeout)
 	}
-	c.metrics.Counter("greylist_store_errors_total").Inc()
+	c.metrics.Counter(storeErrorsTotal).Inc()
+	c.metrics.Decision("accept").Inc()
 	c.trouble.note(s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
 	c.setHeader(s, "not delayed (no access to the records)")
 	return filter.Proceed()
@@ -385,7 +396,7 @@ func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
 	filter.GoOn(s, learnTimeout, func(ctx context.Context) error {
 		err := c.greylist.Learn(ctx, t, from, rcpts)
 		if err != nil {
-			c.metrics.Counter("greylist_store_errors_total").Inc()
+			c.metrics.Counter(storeErrorsTotal).Inc()
 			c.trouble.note(id, "filter", "greylist", "why", "recipients not learned", "err", err)
 			return err
 		}

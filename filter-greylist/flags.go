@@ -3,31 +3,30 @@ package main
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
-	"runtime"
 	"strings"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
-	"opensmtpd-filters/pkg/ipset"
+	"opensmtpd-filters/pkg/resolve"
 )
 
 // flags are those of the command line.
 type flags struct {
 	*cli.Flags
-	store, keyFile, phaseName, spf, trustedNets, replyText string
-	storeAddresses, learn, header                          bool
-	passTime, greyExp, whiteExp, pairSpan                  cli.Duration
-	mask4, mask6, pairTries, pairNets, maxGrey, maxPerNet  int
-	allowClients, allowSenders, allowRecipients            cli.Strings
-	onlyRecipients, traps                                  cli.Strings
+	store, keyFile, phaseName, spf, replyText             string
+	storeAddresses, learn, header                         bool
+	passTime, greyExp, whiteExp, pairSpan                 cli.Duration
+	mask4, mask6, pairTries, pairNets, maxGrey, maxPerNet int
+	allowClients, allowSenders, allowRecipients           cli.Strings
+	onlyRecipients, traps                                 cli.Strings
 
 	phase    filter.Phase
 	reply    cli.Reply
-	trusted  []netip.Prefix
+	trusted  exempt.Networks
 	database string // file of the store, empty if there is none
 }
 
@@ -44,14 +43,14 @@ func newFlags() *flags {
 				"[flags] export",
 				"[flags] import [FILE...]",
 			},
-			Args: true, DryRun: true, Metrics: true, Resolver: true, Timeout: 5 * time.Second,
+			Args: true, DryRun: true, Metrics: true, Resolver: resolve.ParseServers, Timeout: 5 * time.Second,
 		}),
 		passTime: cli.Duration{Value: time.Minute, Min: time.Second, Max: 24 * time.Hour},
 		greyExp:  cli.Duration{Value: 24 * time.Hour, Min: time.Minute, Max: 30 * 24 * time.Hour},
 		whiteExp: cli.Duration{Value: 36 * 24 * time.Hour, Min: time.Hour, Max: 3650 * 24 * time.Hour},
 		pairSpan: cli.Duration{Value: 15 * time.Minute, Min: time.Second, Max: 24 * time.Hour},
 	}
-	f.StringVar(&f.store, "store", "sqlite:"+stateDir()+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
+	f.StringVar(&f.store, "store", "sqlite:"+cli.StateDir("filter-greylist")+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
 	f.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there)")
 	f.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log")
 	f.Var(&f.passTime, "passtime", "accept a retry from the age of `TIME` on")
@@ -69,21 +68,13 @@ func newFlags() *flags {
 	f.Var(&f.allowRecipients, "allowRecipients", "do not greylist mail to the addresses, user@ and domains of `FILE` alone, nor to postmaster@ and abuse@; repeatable")
 	f.Var(&f.onlyRecipients, "onlyRecipients", "greylist only mail to the recipients of `FILE`; repeatable")
 	f.Var(&f.traps, "trap", "refuse for a day an unknown client that writes to a recipient of `FILE`; repeatable")
-	f.StringVar(&f.trustedNets, "trusted", "", "never greylist the networks `NETS`, separated by commas, nor private ones; none: private ones like others")
+	f.Var(&f.trusted, "trusted", "never greylist the networks `NETS`, separated by commas, nor private ones; none: private ones like others")
 	f.BoolVar(&f.learn, "learn", true, "let through at once what those answer to whom users of this server have written")
 	f.StringVar(&f.replyText, "reply", "451 4.7.1 Greylisted, please try again in %s seconds", "refuse with `TEXT`; %s seconds left, %m minutes, %i address, %o origin, %d domain of the recipient")
 	f.BoolVar(&f.header, "header", false, "add the field X-Greylist to each message, and remove others of that name")
 	f.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most, the newest")
 	f.IntVar(&f.maxPerNet, "maxPerNet", 256, "after about `N` new attempts within -greyexp treat a network as a whole")
 	return f
-}
-
-// stateDir returns the folder for what a restart must not forget.
-func stateDir() string {
-	if runtime.GOOS == "linux" {
-		return "/var/lib/filter-greylist"
-	}
-	return "/var/db/filter-greylist"
 }
 
 // command returns the operator's command, empty for a filter.
@@ -126,9 +117,6 @@ func (f *flags) parse(args []string) error {
 	} else if f.reply.Code >= 500 {
 		bad("-reply %q: with a code over 499 clients would not come again", f.replyText)
 	}
-	if f.trusted, err = parseTrusted(f.trustedNets); err != nil {
-		bad("-trusted: %w", err)
-	}
 	if err := f.parseStore(); err != nil {
 		bad("-store %s: %w", f.store, err)
 	}
@@ -154,34 +142,6 @@ func (f *flags) parseStore() error {
 		return errors.New("neither sqlite:PATH nor \"memory:\"")
 	}
 	return nil
-}
-
-// parseTrusted reads a list of networks. Private ones are trusted too unless it
-// says none.
-func parseTrusted(list string) ([]netip.Prefix, error) {
-	nets := []netip.Prefix{
-		netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), // loopback, RFC 1122, RFC 4291
-		netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("172.16.0.0/12"), netip.MustParsePrefix("192.168.0.0/16"), // RFC 1918
-		netip.MustParsePrefix("fc00::/7"),                                           // unique local, RFC 4193
-		netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10"), // link-local, RFC 3927, RFC 4291
-	}
-	private := len(nets)
-	if list == "" {
-		return nets, nil
-	}
-	for word := range strings.SplitSeq(list, ",") {
-		word = strings.TrimSpace(word)
-		if word == "none" {
-			nets, private = nets[private:], 0
-			continue
-		}
-		p, err := ipset.ParsePrefix(word)
-		if err != nil {
-			return nil, err
-		}
-		nets = append(nets, p)
-	}
-	return nets, nil
 }
 
 // keyPath returns the file of the secret.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/sqlite"
 	"opensmtpd-filters/pkg/metrics"
@@ -77,16 +77,16 @@ type checker struct {
 	trouble  trouble
 	latest   atomic.Int64 // time of the last line that mattered, microseconds since the epoch
 
-	clients *reload.File[*greylist.Clients]
-	senders *reload.File[*greylist.Senders]
-	rcpts   *reload.File[*greylist.Recipients]
-	only    *reload.File[*greylist.Recipients]
-	traps   *reload.File[*greylist.Recipients]
+	clients *reload.File[exempt.Clients]
+	senders *reload.File[exempt.Senders]
+	rcpts   *reload.File[exempt.Recipients]
+	only    *reload.File[exempt.Recipients]
+	traps   *reload.File[exempt.Recipients]
 }
 
 func newChecker(f *flags, log *slog.Logger) (*checker, error) {
-	c := &checker{flags: f, log: log, metrics: metrics.New()}
-	c.metrics.Filter = "greylist"
+	c := &checker{flags: f, log: log}
+	c.metrics = metrics.New(metrics.Options{Filter: "greylist", Version: cli.Version(), File: f.Metrics, DryRun: f.DryRun})
 	c.trouble.log = log
 	var errs []error
 	keep := func(err error) {
@@ -94,14 +94,8 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 			errs = append(errs, err)
 		}
 	}
-	var servers []netip.AddrPort
-	var err error
-	if f.Resolver != "" {
-		if servers, err = resolve.ParseServers(f.Resolver); err != nil {
-			keep(fmt.Errorf("-resolver: %w", err))
-		}
-	}
 	keep(c.openLists())
+	c.metrics.Files(c.clients, c.senders, c.rcpts, c.only, c.traps)
 	if f.keyFile != "" {
 		c.secret = (&greylist.KeyFile{Path: f.keyFile}).Secret
 		if _, err := c.secret(); err != nil {
@@ -141,7 +135,7 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	}
 	o.Store, o.Secret = c.store, c.secret
 	c.greylist = greylist.New(o)
-	c.resolver = resolve.New(resolve.Options{Servers: servers, Timeout: f.Timeout.Value, Log: log, Metrics: c.metrics})
+	c.resolver = resolve.New(resolve.Options{Servers: f.Servers, Timeout: f.Timeout.Value, Log: log, Metrics: c.metrics})
 	c.spf = spf.New(spf.Options{Resolver: c.resolver, Timeout: f.Timeout.Value, Metrics: c.metrics})
 	return c, nil
 }
@@ -152,17 +146,17 @@ func (c *checker) openLists() error {
 		log = nil // printConfig says what is wrong
 	}
 	var errs [5]error
-	c.clients, errs[0] = reload.Open(reload.Options[*greylist.Clients]{Paths: f.allowClients, Parse: greylist.ParseClients, Merge: greylist.MergeClients, Log: log})
-	c.senders, errs[1] = reload.Open(reload.Options[*greylist.Senders]{Paths: f.allowSenders, Parse: greylist.ParseSenders, Merge: greylist.MergeSenders, Log: log})
-	addDefault := func(lists ...*greylist.Recipients) *greylist.Recipients {
-		return greylist.MergeRecipients(append(lists, greylist.DefaultRecipients())...)
+	c.clients, errs[0] = reload.Open(reload.Options[exempt.Clients]{Paths: f.allowClients, Parse: exempt.ParseClients, Merge: exempt.MergeClients, Log: log})
+	c.senders, errs[1] = reload.Open(reload.Options[exempt.Senders]{Paths: f.allowSenders, Parse: exempt.ParseSenders, Merge: exempt.MergeSenders, Log: log})
+	addDefault := func(lists ...exempt.Recipients) exempt.Recipients {
+		return exempt.MergeRecipients(append(lists, exempt.DefaultRecipients())...)
 	}
-	recipients := func(paths []string, merge func(...*greylist.Recipients) *greylist.Recipients) (*reload.File[*greylist.Recipients], error) {
-		return reload.Open(reload.Options[*greylist.Recipients]{Paths: paths, Parse: greylist.ParseRecipients, Merge: merge, Log: log})
+	recipients := func(paths []string, merge func(...exempt.Recipients) exempt.Recipients) (*reload.File[exempt.Recipients], error) {
+		return reload.Open(reload.Options[exempt.Recipients]{Paths: paths, Parse: exempt.ParseRecipients, Merge: merge, Log: log})
 	}
 	c.rcpts, errs[2] = recipients(f.allowRecipients, addDefault)
-	c.only, errs[3] = recipients(f.onlyRecipients, greylist.MergeRecipients)
-	c.traps, errs[4] = recipients(f.traps, greylist.MergeRecipients)
+	c.only, errs[3] = recipients(f.onlyRecipients, exempt.MergeRecipients)
+	c.traps, errs[4] = recipients(f.traps, exempt.MergeRecipients)
 	return errors.Join(errs[:]...)
 }
 
@@ -181,12 +175,12 @@ func (c *checker) operator(stdin io.Reader, stdout io.Writer) *operator {
 
 // lists returns the lines of all lists.
 func (f *flags) lists() ([]listEntry, error) {
-	clients, err1 := readList("allowClients", f.allowClients, greylist.ParseClients)
-	senders, err2 := readList("allowSenders", f.allowSenders, greylist.ParseSenders)
-	rcpts, err3 := readList("allowRecipients", f.allowRecipients, greylist.ParseRecipients)
+	clients, err1 := readList("allowClients", f.allowClients, exempt.ParseClients)
+	senders, err2 := readList("allowSenders", f.allowSenders, exempt.ParseSenders)
+	rcpts, err3 := readList("allowRecipients", f.allowRecipients, exempt.ParseRecipients)
 	rcpts = append(rcpts, listEntry{"allowRecipients", "postmaster@", "default"}, listEntry{"allowRecipients", "abuse@", "default"})
-	only, err4 := readList("onlyRecipients", f.onlyRecipients, greylist.ParseRecipients)
-	traps, err5 := readList("trap", f.traps, greylist.ParseRecipients)
+	only, err4 := readList("onlyRecipients", f.onlyRecipients, exempt.ParseRecipients)
+	traps, err5 := readList("trap", f.traps, exempt.ParseRecipients)
 	return slices.Concat(clients, senders, rcpts, only, traps), errors.Join(err1, err2, err3, err4, err5)
 }
 
@@ -194,17 +188,13 @@ func (f *flags) lists() ([]listEntry, error) {
 // returns is called.
 func (c *checker) watch() (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
-	go c.clients.Watch(ctx)
-	go c.senders.Watch(ctx)
-	go c.rcpts.Watch(ctx)
-	go c.only.Watch(ctx)
-	go c.traps.Watch(ctx)
+	go reload.Watch(ctx, c.clients, c.senders, c.rcpts, c.only, c.traps)
 	if c.secret != nil {
 		go c.secret() // so that the file is there before the first message
 	}
 	var written sync.WaitGroup
 	written.Go(func() { c.greylist.Run(ctx, c.now, c.log) })
-	written.Go(func() { c.metrics.Run(ctx, c.flags.Metrics, c.log) })
+	written.Go(func() { c.metrics.Run(ctx, c.log) })
 	done := make(chan struct{})
 	return func() {
 		cancel()
@@ -230,8 +220,8 @@ func (c *checker) printConfig(w io.Writer) error {
 	if path := c.flags.keyPath(); path != "" {
 		extra = append(extra, [2]string{"secret of keys", path})
 	}
-	for _, p := range c.flags.trusted {
-		extra = append(extra, [2]string{"trusted", p.String()})
+	for _, w := range c.flags.trusted.Words() {
+		extra = append(extra, [2]string{"trusted", w})
 	}
 	for _, s := range c.resolver.Servers() {
 		extra = append(extra, [2]string{"resolver", s.String()})

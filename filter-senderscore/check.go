@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/filter"
-	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/senderscore"
 )
@@ -192,7 +191,7 @@ func (c *checker) logAction(s *filter.Session[state], action string, attrs ...an
 		return
 	}
 	s.Local.said = action
-	c.metrics.Counter(metrics.Label("senderscore_decisions_total", "action", action)).Inc()
+	c.metrics.Decision(action).Inc()
 	c.log.Info(s.ID, append([]any{"filter", "senderscore", "action", action,
 		"addr", s.Src.Addr().Unmap(), "score", show(s.Local.result)}, attrs...)...)
 }

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
-	"runtime"
 	"sync"
 	"time"
 
@@ -71,7 +70,7 @@ func newFlags() *flags {
 		Flags: cli.New(cli.Options{
 			Name:     "filter-senderscore",
 			Synopsis: []string{"[flags]", "[flags] -check ADDRESS"},
-			DryRun:   true, Metrics: true, Resolver: true, Timeout: 2 * time.Second,
+			DryRun:   true, Metrics: true, Resolver: resolve.ParseServers, Timeout: 2 * time.Second,
 		}),
 		maxTTL:  cli.Duration{Value: 12 * time.Hour, Min: time.Minute, Max: 7 * 24 * time.Hour},
 		slowMax: cli.Duration{Value: filter.MaxDelay, Max: filter.MaxDelay},
@@ -88,18 +87,9 @@ func newFlags() *flags {
 	f.StringVar(&f.zone, "zone", senderscore.Zone, "ask the zone `NAME`")
 	f.Var(&f.maxTTL, "maxTTL", "remember a score for `TIME`")
 	f.IntVar(&f.quota, "quota", senderscore.Quota, "ask the zone `N` times in 30 days at most, 0 is no limit")
-	f.StringVar(&f.stateFile, "stateFile", stateFile(), "count queries in `FILE`, so that a restart does not forget them")
+	f.StringVar(&f.stateFile, "stateFile", cli.StateDir("filter-senderscore")+"/state", "count queries in `FILE`, so that a restart does not forget them")
 	f.StringVar(&f.checkName, "check", "", "look the score of `ADDRESS` up, and print what would be done")
 	return f
-}
-
-// stateFile returns the default of -stateFile, in the folder where the system
-// has what programs keep.
-func stateFile() string {
-	if runtime.GOOS == "linux" {
-		return "/var/lib/filter-senderscore/state"
-	}
-	return "/var/db/filter-senderscore/state"
 }
 
 var validZone = regexp.MustCompile(`^[0-9A-Za-z_-]{1,63}(\.[0-9A-Za-z_-]{1,63})*\.?$`)
@@ -156,17 +146,10 @@ type checker struct {
 }
 
 func newChecker(f *flags, log *slog.Logger) (*checker, error) {
-	c := &checker{flags: f, log: log, metrics: metrics.New()}
-	c.metrics.Filter = "senderscore"
+	c := &checker{flags: f, log: log}
+	c.metrics = metrics.New(metrics.Options{Filter: "senderscore", Version: cli.Version(), File: f.Metrics, DryRun: f.DryRun})
 	var errs []error
 	var err error
-	var servers []netip.AddrPort
-	if f.Resolver != "" {
-		servers, err = resolve.ParseServers(f.Resolver)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("-resolver: %w", err))
-		}
-	}
 	c.allowlist, err = reload.Open(reload.Options[*ipset.Set]{Paths: f.allowlist, Parse: ipset.Parse, Merge: ipset.Merge, Log: log})
 	if err != nil {
 		errs = append(errs, err)
@@ -178,8 +161,9 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	if f.testMode {
 		state = ""
 	}
+	c.metrics.Files(c.allowlist)
 	c.resolver = resolve.New(resolve.Options{
-		Servers:   servers,
+		Servers:   f.Servers,
 		Timeout:   f.Timeout.Value,
 		CacheSize: 1024, // what is to be remembered is so by address
 		Log:       log,
@@ -204,7 +188,7 @@ func (c *checker) watch() (stop func()) {
 	go c.allowlist.Watch(ctx)
 	var written sync.WaitGroup
 	written.Go(func() { c.scores.Run(ctx) })
-	written.Go(func() { c.metrics.Run(ctx, c.flags.Metrics, c.log) })
+	written.Go(func() { c.metrics.Run(ctx, c.log) })
 	return func() {
 		cancel()
 		written.Wait()

@@ -102,7 +102,7 @@ func TestDyndnsDefaults(t *testing.T) {
 				t.Errorf("from %s with HELO %q: %s, want %s", tt.src, tt.helo, got, tt.want)
 			}
 			if tt.want == "junk" {
-				if _, err := s.WaitLog("filter=dyndns", "class="+tt.class, "action=junk", "addr="+tt.src); err != nil {
+				if _, err := s.WaitLog("filter=dyndns", "reason="+tt.class, "action=junk", "addr="+tt.src); err != nil {
 					t.Error(err)
 				}
 			}
@@ -113,13 +113,13 @@ func TestDyndnsDefaults(t *testing.T) {
 func TestDyndnsActions(t *testing.T) {
 	steps := map[string]string{"connect": "greeting", "helo": "EHLO", "mail-from": "MAIL", "rcpt-to": "RCPT", "data": "DATA"}
 	for phase, step := range steps {
-		for action, reply := range map[string]string{"proceed": "", "junk": "", "reject": "550", "tempfail": "451", "disconnect": "550 closed"} {
+		for action, reply := range map[string]string{"proceed": "", "junk": "", "refuse": "550", "defer": "451", "disconnect": "550 closed"} {
 			t.Run(phase+"/"+action, func(t *testing.T) {
 				want := map[string]string{"proceed": "inbox", "junk": "junk"}[action]
 				if reply != "" {
 					want = step + " " + reply
 				}
-				if phase == "connect" && (action == "reject" || action == "tempfail") {
+				if phase == "connect" && (action == "refuse" || action == "defer") {
 					want += " closed" // a reject would leave the client without a greeting
 				}
 				forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
@@ -141,7 +141,7 @@ func TestDyndnsActions(t *testing.T) {
 // Every class has its own action, and its own reply.
 func TestDyndnsReplies(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := start(t, dyndns(r, "-dynamic reject -static tempfail -none reject -mismatch tempfail -bogus reject"))
+		s := start(t, dyndns(r, "-dynamic refuse -static defer -none refuse -mismatch defer -bogus refuse"))
 		for src, want := range map[string]string{
 			dynamic:  "550 5.7.1 [203.0.113.20] p203-0-113-20.dip.provider.example looks like",
 			dynamic6: "550 5.7.1 [2001:db8:2f0f:5e00:e15a:1b2e:1d2a:ce20] p20010db8",
@@ -158,7 +158,7 @@ func TestDyndnsReplies(t *testing.T) {
 	})
 	t.Run("own", func(t *testing.T) {
 		forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-			s := start(t, dyndns(r, "-dynamic reject -reply '550 5.7.1 [%i] %n is not a mail server'"))
+			s := start(t, dyndns(r, "-dynamic refuse -reply '550 5.7.1 [%i] %n is not a mail server'"))
 			res := s.send(smtpdtest.Mail{Src: dynamic, To: "bob"})
 			const want = "550 5.7.1 [203.0.113.20] p203-0-113-20.dip.provider.example is not a mail server"
 			if res.Reply.String() != want {
@@ -183,11 +183,11 @@ func TestDyndnsSlow(t *testing.T) {
 
 func TestDyndnsDryRun(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := start(t, dyndns(r, "-dynamic reject -dryRun"))
+		s := start(t, dyndns(r, "-dynamic refuse -dryRun"))
 		if got := s.outcome(smtpdtest.Mail{Src: dynamic, To: "bob"}); got != "inbox" {
 			t.Errorf("%s, want inbox", got)
 		}
-		if _, err := s.WaitLog("filter=dyndns", "class=dynamic", "addr="+dynamic); err != nil {
+		if _, err := s.WaitLog("filter=dyndns", "reason=dynamic", "addr="+dynamic); err != nil {
 			t.Error(err)
 		}
 	})
@@ -198,7 +198,7 @@ func TestDyndnsLogin(t *testing.T) {
 		if !r.TLS {
 			t.Skipf("OpenSMTPD %s has no working TLS with OpenSSL 3", r.Version)
 		}
-		for _, action := range []string{"junk", "reject"} {
+		for _, action := range []string{"junk", "refuse"} {
 			for _, phase := range []string{"mail-from", "rcpt-to"} {
 				t.Run(action+"/"+phase, func(t *testing.T) {
 					c := dyndns(r, "-dynamic "+action+" -phase "+phase)
@@ -228,22 +228,22 @@ func TestDyndnsChain(t *testing.T) {
 		dynamic, proper string
 	}{
 		{"junk at connect, then dyndns at connect",
-			[]smtpdtest.Filter{other("connect junk"), dyndnsFilter("-dynamic reject -phase connect")},
+			[]smtpdtest.Filter{other("connect junk"), dyndnsFilter("-dynamic refuse -phase connect")},
 			"EHLO 550", "junk"},
 		{"junk at connect, then dyndns at mail-from",
-			[]smtpdtest.Filter{other("connect junk"), dyndnsFilter("-dynamic reject")},
+			[]smtpdtest.Filter{other("connect junk"), dyndnsFilter("-dynamic refuse")},
 			"MAIL 550", "junk"},
 		{"junk at mail-from, then dyndns at mail-from",
-			[]smtpdtest.Filter{other("mail-from junk"), dyndnsFilter("-dynamic reject")},
+			[]smtpdtest.Filter{other("mail-from junk"), dyndnsFilter("-dynamic refuse")},
 			"RCPT 550", "junk"},
 		{"junk at mail-from, then dyndns disconnects",
 			[]smtpdtest.Filter{other("mail-from junk"), dyndnsFilter("-dynamic disconnect")},
 			"RCPT 550 closed", "junk"},
 		{"junk at rcpt-to, then dyndns at rcpt-to",
-			[]smtpdtest.Filter{other("rcpt-to junk"), dyndnsFilter("-dynamic reject -phase rcpt-to")},
+			[]smtpdtest.Filter{other("rcpt-to junk"), dyndnsFilter("-dynamic refuse -phase rcpt-to")},
 			"DATA 550", "junk"},
 		{"rewrite at mail-from, then dyndns",
-			[]smtpdtest.Filter{other("mail-from rewrite '<other@example.net>'"), dyndnsFilter("-dynamic reject")},
+			[]smtpdtest.Filter{other("mail-from rewrite '<other@example.net>'"), dyndnsFilter("-dynamic refuse")},
 			"RCPT 550", "inbox"},
 		{"dyndns junks at connect, then a reject at connect",
 			[]smtpdtest.Filter{dyndnsFilter("-phase connect"), other("connect disconnect '550 5.7.1 no'")},
@@ -468,7 +468,7 @@ func TestDyndnsOddBytes(t *testing.T) {
 
 // What the resolver does not know is no reason to act.
 func TestDyndnsResolverTrouble(t *testing.T) {
-	const args = "-timeout 1s -none reject -mismatch reject -bogus reject "
+	const args = "-timeout 1s -none refuse -mismatch refuse -bogus refuse "
 	for _, tt := range []struct{ name, args, zone, hosts, resolv, src, want string }{
 		{"servfail", args, smtpdtest.Reverse(noname) + " servfail\n", "", "", noname, "inbox"},
 		{"refused", args, smtpdtest.Reverse(noname) + " refused\n", "", "", noname, "inbox"},
@@ -505,7 +505,7 @@ func TestDyndnsCutNames(t *testing.T) {
 		smtpdtest.Host("203.0.113.112", "203-0-113-112."+long+"cable.dynamic.surfer.example") +
 		smtpdtest.Pointer("203.0.113.113", "mail."+long+"quite-forged.sender.example")
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := dyndns(r, "-dynamic tempfail -mismatch reject")
+		c := dyndns(r, "-dynamic defer -mismatch refuse")
 		c.Zone = zone
 		s := start(t, c)
 		for src, want := range map[string]string{"203.0.113.111": "inbox", "203.0.113.112": "MAIL 451", "203.0.113.113": "MAIL 550"} {
@@ -518,7 +518,7 @@ func TestDyndnsCutNames(t *testing.T) {
 
 func TestDyndnsFiles(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := dyndns(r, "-dynamic reject -none reject -allow /run/test/allow -match /run/test/match -allowlist /run/test/nets")
+		c := dyndns(r, "-dynamic refuse -none refuse -allowNames /run/test/allow -match /run/test/match -allowClients /run/test/nets")
 		c.Files = map[string]string{
 			"allow": "# customers\n\\.dsl\\.provider\\.example$\n",
 			"match": "^mail\\.sender\\.example$\n*.static.provider.example\n",
@@ -539,7 +539,7 @@ func TestDyndnsFiles(t *testing.T) {
 
 func TestDyndnsReload(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := dyndns(r, "-dynamic reject -allow /run/test/allow")
+		c := dyndns(r, "-dynamic refuse -allowNames /run/test/allow")
 		c.Files = map[string]string{"allow": "nothing-yet\n"}
 		s := start(t, c)
 		sendUntil := func(want string) {
@@ -587,7 +587,7 @@ func TestDyndnsManyClients(t *testing.T) {
 		zone += smtpdtest.Host(f[1], f[2])
 	}
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := dyndns(r, "-dynamic reject -generic reject -static reject -hosting reject -bogus reject")
+		c := dyndns(r, "-dynamic refuse -generic refuse -static refuse -hosting refuse -bogus refuse")
 		c.Zone = zone
 		s := start(t, c)
 		results := make([]smtpdtest.Result, len(clients))
@@ -640,7 +640,7 @@ func TestDyndnsFlags(t *testing.T) {
 	}{
 		{"-n", 0, "dynamic"},
 		{"-version", 0, ""},
-		{"-n -dynamic reject -phase rcpt-to", 0, "reject"},
+		{"-n -dynamic refuse -phase rcpt-to", 0, "refuse"},
 		{"-dynamic nonsense", 1, "nonsense"},
 		{"-phase commit", 1, "commit"},
 		{"-expr (", 1, "("},
@@ -648,7 +648,7 @@ func TestDyndnsFlags(t *testing.T) {
 		{"extra", 1, "extra"},
 		{"-reply 250", 1, "250"},
 		{"-dynamic slow:x", 1, "slow:x"},
-		{"-match " + dir + "/missing", 1, "missing"},
+		{"-n -match " + dir + "/missing", 1, "missing"},
 		{"-n -match " + bad, 1, bad + ":2"},
 	} {
 		t.Run(user(tt.args), func(t *testing.T) {

@@ -19,25 +19,35 @@ const module = "opensmtpd-filters/"
 // importRules says which packages of this module a package below pkg may import.
 // A package that is not here has yet to be given its place.
 func importRules() map[string][]string {
-	check := []string{"pkg/guard", "pkg/resolve", "pkg/ipset", "pkg/listfile", "pkg/metrics"}
-	store := []string{"pkg/greylist", "pkg/guard"}
 	small := []string{"pkg/guard", "pkg/listfile"}
+	check := []string{"pkg/resolve", "pkg/ipset", "pkg/listfile", "pkg/metrics", "pkg/guard"}
+	store := []string{"pkg/greylist", "pkg/guard"}
 	return map[string][]string{
-		"pkg/proto":           nil,
-		"pkg/metrics":         nil,
-		"pkg/ipset":           nil,
-		"pkg/sandbox":         nil,
-		"pkg/cli":             nil,
-		"pkg/reload":          nil,
-		"pkg/resolve":         {"pkg/metrics"},
-		"pkg/filter":          {"pkg/proto", "pkg/metrics"},
+		"pkg/guard":           nil,
+		"pkg/proto":           {"pkg/guard"},
+		"pkg/metrics":         {"pkg/guard"},
+		"pkg/listfile":        {"pkg/guard"},
+		"pkg/sandbox":         {"pkg/guard"},
+		"pkg/peek":            {"pkg/guard"},
+		"pkg/maillog":         {"pkg/guard"},
+		"pkg/smtpdconf":       {"pkg/guard"},
+		"pkg/ipset":           small,
+		"pkg/reload":          small,
+		"pkg/cli":             small,
+		"pkg/resolve":         {"pkg/metrics", "pkg/guard"},
+		"pkg/filter":          {"pkg/proto", "pkg/metrics", "pkg/guard"},
 		"pkg/spf":             {"pkg/resolve", "pkg/metrics", "pkg/guard"},
+		"pkg/exempt":          {"pkg/ipset", "pkg/listfile", "pkg/reload", "pkg/guard"},
 		"pkg/dnsbl":           check,
 		"pkg/rdns":            check,
 		"pkg/senderscore":     check,
 		"pkg/greylist":        check,
 		"pkg/greylist/sqlite": store,
 		"pkg/greylist/redis":  store,
+		"pkg/program": {
+			"pkg/cli", "pkg/exempt", "pkg/filter", "pkg/guard", "pkg/ipset", "pkg/listfile", "pkg/metrics",
+			"pkg/proto", "pkg/reload", "pkg/resolve", "pkg/sandbox", "pkg/spf",
+		},
 	}
 }
 
@@ -46,6 +56,7 @@ func onlyImporters() map[string][]string {
 	return map[string][]string{
 		"github.com/miekg/dns":      {"pkg/resolve", "pkg/filtertest"},
 		"modernc.org/sqlite":        {"pkg/greylist/sqlite"},
+		"github.com/prometheus":     {"pkg/metrics"},
 		"github.com/redis/go-redis": {"pkg/greylist/redis"},
 	}
 }
@@ -150,7 +161,7 @@ func TestImportRules(t *testing.T) {
 	}{
 		{"pkg/proto", "fmt strconv", ""},
 		{"pkg/proto", "pkg/metrics", "pkg/metrics"},
-		{"pkg/metrics", "github.com/VictoriaMetrics/metrics", ""},
+		{"pkg/metrics", "github.com/prometheus/client_golang/prometheus pkg/guard", ""},
 		{"pkg/metrics", "pkg/cli", "pkg/cli"},
 		{"pkg/ipset", "github.com/gaissmai/bart pkg/resolve", "pkg/resolve"},
 		{"pkg/sandbox", "pkg/cli", "pkg/cli"},

@@ -16,6 +16,7 @@ set -eu
 # rbldnsd      serves DNS lists, as those who run them do
 # msmtp        a client that does not try again by itself
 # lib...       for postfix, a client that does; see below
+# prometheus   promtool, and node_exporter, which read metrics; see below
 # postgrey     the greylisting of Postfix
 what=${1-all}
 case $what in
@@ -32,6 +33,7 @@ esac
 cache=/var/cache/opensmtpd-filters
 suites="trixie forky"
 postfix=$cache/postfix
+prometheus=$cache/prometheus
 
 die() {
 	echo "install.sh: $*" >&2
@@ -57,7 +59,7 @@ command -v apt-get >/dev/null && [ -r /etc/debian_version ] ||
 	die "not a Debian system; this wants Debian 12 with: $packages"
 
 need=$(missing | tr '\n' ' ')
-[ $what != all ] || for d in postfix $suites; do
+[ $what != all ] || for d in postfix prometheus $suites; do
 	[ -d $cache/$d ] || need="$need$cache/$d "
 done
 [ -n "$need" ] || exit 0
@@ -99,6 +101,16 @@ if [ ! -d $postfix ]; then
 	run sh -c "cd $postfix.part && apt-get download postfix && dpkg -x postfix_*.deb . && rm postfix_*.deb"
 	chmod -R ug-s $postfix.part # else they do not look at LD_LIBRARY_PATH
 	mv $postfix.part $postfix
+fi
+# Of these only two programs are wanted, and no daemon.
+if [ ! -d $prometheus ]; then
+	rm -rf $prometheus.part
+	mkdir $prometheus.part
+	run sh -c "cd $prometheus.part && apt-get download prometheus prometheus-node-exporter &&
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components 3 ./usr/bin/promtool &&
+		dpkg-deb --fsys-tarfile prometheus-node-exporter_*.deb | tar -x --strip-components 3 ./usr/bin/prometheus-node-exporter &&
+		rm *.deb"
+	mv $prometheus.part $prometheus
 fi
 
 # The mirror and the proxy that apt uses.

@@ -24,8 +24,10 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"net/netip"
 	"runtime"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -41,10 +43,10 @@ type Options struct {
 	Synopsis []string // what follows the name, one for each form of the command; default "[flags]"
 	Args     bool     // arguments may follow the flags
 
-	DryRun   bool          // -dryRun
-	Metrics  bool          // -metrics FILE
-	Resolver bool          // -resolver ADDRESS,...
-	Timeout  time.Duration // default of -timeout, which is 10ms to 5m; 0: no such flag
+	DryRun   bool                                   // -dryRun
+	Metrics  bool                                   // -metrics FILE
+	Resolver func(string) ([]netip.AddrPort, error) // reads -resolver ADDRESS,...; nil: no such flag
+	Timeout  time.Duration                          // default of -timeout, which is 10ms to 5m; 0: no such flag
 }
 
 // Flags is a flag set that has the common flags. A program adds its own before
@@ -52,20 +54,21 @@ type Options struct {
 type Flags struct {
 	*flag.FlagSet
 
-	CheckOnly bool   // -n
-	Verbose   bool   // -v
-	DryRun    bool   // -dryRun
-	Metrics   string // -metrics, "" for none
-	Resolver  string // -resolver, "" for the system's
+	CheckOnly bool             // -n
+	Verbose   bool             // -v
+	DryRun    bool             // -dryRun
+	Metrics   string           // -metrics, "" for none
+	Servers   []netip.AddrPort // of -resolver, nil for the system's
 	Timeout   Duration
 
 	version bool
+	hidden  map[string]bool
 	opts    Options
 }
 
 // New returns a flag set with the common flags that are asked for.
 func New(o Options) *Flags {
-	f := &Flags{FlagSet: flag.NewFlagSet(o.Name, flag.ContinueOnError), opts: o}
+	f := &Flags{FlagSet: flag.NewFlagSet(o.Name, flag.ContinueOnError), hidden: map[string]bool{}, opts: o}
 	f.SetOutput(io.Discard) // errors are returned, and Exit prints them
 	f.BoolVar(&f.CheckOnly, "n", false, "check the configuration, print what is in force, and exit")
 	f.BoolVar(&f.Verbose, "v", false, "log more")
@@ -76,8 +79,12 @@ func New(o Options) *Flags {
 	if o.Metrics {
 		f.StringVar(&f.Metrics, "metrics", "", "write counters to `FILE` every 15s, as Prometheus text")
 	}
-	if o.Resolver {
-		f.StringVar(&f.Resolver, "resolver", "", "ask the DNS servers `ADDRESS,...`, each with an optional :port, instead of those of /etc/resolv.conf")
+	if o.Resolver != nil {
+		servers := &Parsed[[]netip.AddrPort]{parse: func(s string) (v []netip.AddrPort, err error) {
+			f.Servers, err = o.Resolver(s)
+			return f.Servers, err
+		}}
+		f.Var(servers, "resolver", "ask the DNS servers `ADDRESS,...`, each with an optional :port, instead of those of /etc/resolv.conf")
 	}
 	if o.Timeout != 0 {
 		f.Timeout = Duration{Value: o.Timeout, Min: 10 * time.Millisecond, Max: 5 * time.Minute}
@@ -87,10 +94,13 @@ func New(o Options) *Flags {
 }
 
 // Parse reads the command line without the program's name. Its errors are for
-// Exit: flag.ErrHelp, ErrVersion, or what is wrong, in words.
+// Exit: flag.ErrHelp, ErrVersion, or what is wrong, in words. All errors of flags
+// have one form, which BadFlag gives to those that the program finds later:
+//
+//	-phase later: not one of connect, helo, mail-from, rcpt-to, data
 func (f *Flags) Parse(args []string) error {
 	if err := f.FlagSet.Parse(args); err != nil {
-		return err
+		return f.inForm(err)
 	}
 	if f.version {
 		return ErrVersion
@@ -99,6 +109,53 @@ func (f *Flags) Parse(args []string) error {
 		return fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
 	return nil
+}
+
+// BadFlag returns the error that a flag has a value with which something is wrong.
+func BadFlag(name, value string, err error) error {
+	if value == "" || strings.Contains(value, " ") || !plain(value) {
+		value = fmt.Sprintf("%+q", value)
+	}
+	return fmt.Errorf("-%s %s: %w", name, value, err)
+}
+
+// inForm gives an error of package flag our form. What it does not know stays.
+func (f *Flags) inForm(err error) error {
+	text := err.Error()
+	if name, ok := strings.CutPrefix(text, "flag provided but not defined: -"); ok {
+		text = "no such flag"
+		f.VisitAll(func(fl *flag.Flag) {
+			if strings.EqualFold(fl.Name, name) {
+				text += "; it is written -" + fl.Name
+			}
+		})
+		return fmt.Errorf("-%s: %s", name, text)
+	}
+	if name, ok := strings.CutPrefix(text, "flag needs an argument: -"); ok {
+		return fmt.Errorf("-%s: it needs a value", name)
+	}
+	rest, ok := strings.CutPrefix(text, "invalid value ")
+	between := " for flag -"
+	if !ok {
+		rest, ok = strings.CutPrefix(text, "invalid boolean value ")
+		between = " for -"
+	}
+	quoted, bad := strconv.QuotedPrefix(rest)
+	value, bad2 := strconv.Unquote(quoted)
+	name, reason, found := strings.Cut(strings.TrimPrefix(rest[len(quoted):], between), ": ")
+	if !ok || bad != nil || bad2 != nil || !found {
+		return err
+	}
+	switch reason {
+	case "parse error":
+		reason = "want a whole number"
+		if between == " for -" {
+			reason = "want true or false"
+		}
+	case "value out of range":
+		reason = "out of range"
+	}
+	return BadFlag(name, value, errors.New(reason))
 }
 
 // Exit prints what an error calls for and returns the exit status: 0 for no
@@ -132,6 +189,9 @@ func (f *Flags) Usage(w io.Writer) {
 	fmt.Fprintln(w)
 	times := false
 	f.VisitAll(func(fl *flag.Flag) {
+		if f.hidden[fl.Name] {
+			return
+		}
 		operand, text := flag.UnquoteUsage(fl)
 		if _, ok := fl.Value.(*Duration); ok {
 			times = true
@@ -171,6 +231,25 @@ func wrap(w io.Writer, name, text string) {
 	fmt.Fprintln(w, line)
 }
 
+// FlagRows calls row for each flag with its value, sorted by name: what is in
+// force. Values are shown as they are: a flag that holds a secret has a String
+// method that hides it.
+func (f *Flags) FlagRows(row func(name, value string)) {
+	f.VisitAll(func(fl *flag.Flag) {
+		if fl.Name != "n" && fl.Name != "version" && !f.hidden[fl.Name] {
+			row("-"+fl.Name, fl.Value.String())
+		}
+	})
+}
+
+// Hide keeps flags out of what is shown: other names of the same, which are taken
+// because people know them.
+func (f *Flags) Hide(names ...string) {
+	for _, n := range names {
+		f.hidden[n] = true
+	}
+}
+
 // Print writes the configuration in force for -n: each flag with its value, one
 // a line, then the extra lines of the program, each a name and a value, such as
 // a file and how many entries it has. Values are shown as they are: a flag that
@@ -183,11 +262,7 @@ func (f *Flags) Print(w io.Writer, extra ...[2]string) {
 		}
 		fmt.Fprintf(tw, "%s\t%s\n", name, value)
 	}
-	f.VisitAll(func(fl *flag.Flag) {
-		if fl.Name != "n" && fl.Name != "version" {
-			row("-"+fl.Name, fl.Value.String())
-		}
-	})
+	f.FlagRows(row)
 	for _, e := range extra {
 		row(e[0], e[1])
 	}

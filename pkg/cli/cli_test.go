@@ -4,6 +4,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,11 +12,17 @@ import (
 	"time"
 )
 
+// servers reads one address.
+func servers(s string) ([]netip.AddrPort, error) {
+	a, err := ParseAddr(s)
+	return []netip.AddrPort{netip.AddrPortFrom(a, 53)}, err
+}
+
 func newFlags() (*Flags, *Strings) {
 	f := New(Options{
 		Name:     "filter-x",
 		Synopsis: []string{"[flags] list...", "[flags] -check ADDRESS list..."},
-		Args:     true, DryRun: true, Metrics: true, Resolver: true, Timeout: 2 * time.Second,
+		Args:     true, DryRun: true, Metrics: true, Resolver: servers, Timeout: 2 * time.Second,
 	})
 	f.Int("blockAt", 0, "refuse from score `N` on, 0 is off")
 	f.Var(&Duration{Value: 36 * 24 * time.Hour}, "whiteexp", "life of a pass record")
@@ -28,17 +35,24 @@ func newFlags() (*Flags, *Strings) {
 func TestParse(t *testing.T) {
 	for _, tt := range []struct{ args, want string }{
 		{"", ""},
-		{"-n -v -dryRun -metrics /m -resolver ::1,127.0.0.1:53 -timeout 5 zone", ""},
+		{"-n -v -dryRun -metrics /m -resolver ::1 -timeout 5 zone", ""},
 		{"-allowSenders a -allowSenders b", ""},
 		{"-h", flag.ErrHelp.Error()},
 		{"-help", flag.ErrHelp.Error()},
 		{"-version", ErrVersion.Error()},
-		{"-blockat 3", "flag provided but not defined: -blockat"},
-		{"-blockAt", "flag needs an argument: -blockAt"},
-		{"-blockAt x", `invalid value "x" for flag -blockAt: parse error`},
-		{"-timeout 1ms", `invalid value "1ms" for flag -timeout: less than 10ms`},
-		{"-timeout 1h", `invalid value "1h" for flag -timeout: more than 5m`},
-		{"-timeout soon", `invalid value "soon" for flag -timeout: not a time such as 5s, 1h30m, 30d or 300 (seconds)`},
+		{"-blockat 3", "-blockat: no such flag; it is written -blockAt"},
+		{"-nosuch", "-nosuch: no such flag"},
+		{"-blockAt", "-blockAt: it needs a value"},
+		{"-blockAt x", "-blockAt x: want a whole number"},
+		{"-blockAt 99999999999999999999", "-blockAt 99999999999999999999: out of range"},
+		{"-blockAt=", `-blockAt "": want a whole number`},
+		{"-dryRun=maybe", "-dryRun maybe: want true or false"},
+		{"-resolver nowhere", "-resolver nowhere: not an address"},
+		{"-timeout 1ms", "-timeout 1ms: less than 10ms"},
+		{"-timeout 1h", "-timeout 1h: more than 5m"},
+		{"-timeout soon", "-timeout soon: not a time such as 5s, 1h30m, 30d or 300 (seconds)"},
+		{"-timeout \"a:b", `-timeout "a:b: not a time such as 5s, 1h30m, 30d or 300 (seconds)`},
+		{"---x", "bad flag syntax: ---x"},
 	} {
 		f, _ := newFlags()
 		if err := f.Parse(strings.Fields(tt.args)); fmt.Sprint(err) != tt.want && (err != nil || tt.want != "") {
@@ -49,7 +63,7 @@ func TestParse(t *testing.T) {
 	if err := f.Parse(strings.Fields("-n -v -dryRun -metrics /m -resolver ::1 -timeout 5 -allowSenders a -allowSenders b zone")); err != nil {
 		t.Fatal(err)
 	}
-	if !f.CheckOnly || !f.Verbose || !f.DryRun || f.Metrics != "/m" || f.Resolver != "::1" || f.Timeout.Value != 5*time.Second {
+	if !f.CheckOnly || !f.Verbose || !f.DryRun || f.Metrics != "/m" || len(f.Servers) != 1 || f.Timeout.Value != 5*time.Second {
 		t.Errorf("common flags: %+v", f)
 	}
 	if allow.String() != "a, b" || f.Arg(0) != "zone" {
@@ -223,15 +237,19 @@ func TestExpandArgs(t *testing.T) {
 		err  string
 	}{
 		{nil, "[]", "<nil>"},
-		{[]string{"a", lists, "z*-2"}, "[{a } {zen.example=127.0.0.[2..11]*3 DIR/lists:3} {key#1.example DIR/lists:4} {b.example DIR/lists:5} {z*-2 }]", "<nil>"},
+		{[]string{"a", lists, "z*-2"}, "[{a } {zen.example=127.0.0.[2..11]*3 DIR/lists:3} {key DIR/lists:4} {b.example DIR/lists:5} {z*-2 }]", "<nil>"},
 		{[]string{"a", "-junkAt", "3"}, "[{a } {3 }]", "-junkAt: flags come before the arguments"},
-		{[]string{bad, "@" + dir + "/none"}, "[{a DIR/bad:1}]", "DIR/bad:2: a file cannot name another\nopen DIR/none: no such file or directory"},
-		{[]string{huge}, "[]", "DIR/huge: larger than 1 MB"},
-		{[]string{"@" + dir}, "[]", "read DIR: is a directory"},
+		{[]string{bad, "@" + dir + "/none"}, "[{a DIR/bad:1}]", "DIR/bad:2: a file cannot name another\nmissing: open DIR/none: no such file or directory"},
+		{[]string{huge}, "[]", "<nil>\nmissing: DIR/huge: larger than 1 MB"},
+		{[]string{"@" + dir, "b"}, "[{b }]", "<nil>\nmissing: DIR: not a regular file"},
 	} {
-		args, err := ExpandArgs(tt.args)
+		args, missing, err := ExpandArgs(tt.args)
 		got := strings.ReplaceAll(fmt.Sprint(args), dir, "DIR")
-		gotErr := strings.ReplaceAll(fmt.Sprint(err), dir, "DIR")
+		gotErr := fmt.Sprint(err)
+		for _, err := range missing {
+			gotErr += "\nmissing: " + err.Error()
+		}
+		gotErr = strings.ReplaceAll(gotErr, dir, "DIR")
 		if got != tt.want || gotErr != tt.err {
 			t.Errorf("%q: got %s, %s, want %s, %s", tt.args, got, gotErr, tt.want, tt.err)
 		}

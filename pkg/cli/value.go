@@ -3,11 +3,13 @@ package cli
 import (
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
+
+	"opensmtpd-filters/pkg/listfile"
 )
 
 // Strings is a flag that can be given several times.
@@ -105,67 +107,54 @@ type Arg struct {
 	Where string // "file:line", or "" for the command line
 }
 
-const maxArgFile = 1 << 20
-
-// ExpandArgs puts the lines of the file in the place of each argument @file.
-// There # at the beginning or after a blank begins a comment, and blank lines
-// are left out. A line cannot name another file. The error has a line for each
-// thing that is wrong: a file that cannot be read or is larger than 1 MB, a line
-// that begins with @, an argument that looks like a flag.
-func ExpandArgs(args []string) ([]Arg, error) {
-	var out []Arg
+// ExpandArgs puts the entries of the file in the place of each argument @file;
+// see package listfile for comments. An entry cannot name another file. Missing
+// says which files are not there or cannot be read: a filter runs without them.
+// The error has a line for each thing that is wrong: an entry that begins with @,
+// an argument that looks like a flag.
+func ExpandArgs(args []string) (out []Arg, missing []error, err error) {
 	var errs []error
 	for _, a := range args {
 		path, ok := strings.CutPrefix(a, "@")
-		if ok {
-			lines, err := readArgs(path)
-			out = append(out, lines...)
-			errs = append(errs, err)
-		} else if strings.HasPrefix(a, "-") {
+		switch {
+		case ok:
+			lines, bad, err := readArgs(path)
+			if err != nil {
+				missing = append(missing, err)
+			}
+			out, errs = append(out, lines...), append(errs, bad...)
+		case strings.HasPrefix(a, "-"):
 			errs = append(errs, fmt.Errorf("%s: flags come before the arguments", a))
-		} else {
+		default:
 			out = append(out, Arg{Text: a})
 		}
 	}
-	return out, errors.Join(errs...)
+	return out, missing, errors.Join(errs...)
 }
 
-func readArgs(path string) ([]Arg, error) {
-	file, err := os.Open(path)
+const maxArgFile = 1 << 20
+
+func readArgs(path string) (args []Arg, bad []error, err error) {
+	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not be waited for
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxArgFile+1))
-	if err != nil {
-		return nil, err
+	fi, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case !fi.Mode().IsRegular():
+		return nil, nil, fmt.Errorf("%s: not a regular file", path)
+	case fi.Size() > maxArgFile:
+		return nil, nil, fmt.Errorf("%s: larger than %d MB", path, maxArgFile>>20)
 	}
-	if len(text) > maxArgFile {
-		return nil, fmt.Errorf("%s: larger than %d MB", path, maxArgFile>>20)
-	}
-	var args []Arg
-	var errs []error
-	n := 0
-	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
-		n++
-		where := fmt.Sprintf("%s:%d", path, n)
-		line = strings.TrimSpace(cutComment(line))
-		switch {
-		case line == "":
-		case line[0] == '@':
-			errs = append(errs, fmt.Errorf("%s: a file cannot name another", where))
-		default:
-			args = append(args, Arg{line, where})
+	bad = listfile.Each(file, path, func(e listfile.Entry) error {
+		if e.Text[0] == '@' {
+			return errors.New("a file cannot name another")
 		}
-	}
-	return args, errors.Join(errs...)
-}
-
-func cutComment(line string) string {
-	for i := range len(line) {
-		if line[i] == '#' && (i == 0 || line[i-1] == ' ' || line[i-1] == '\t') {
-			return line[:i]
-		}
-	}
-	return line
+		args = append(args, Arg{e.Text, e.Place.String()})
+		return nil
+	})
+	return args, bad, nil
 }

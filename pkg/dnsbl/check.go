@@ -72,7 +72,7 @@ func New(o Options) *Checker {
 		}
 		keys = append(keys, Keys(l.zone)...)
 		c.entries = append(c.entries, &entry{l, c.zoneOf(l)})
-		c.hits[l.Label] = o.Metrics.Counter(metrics.Label("dnsbl_hits_total", "zone", l.Label))
+		c.hits[l.Label] = o.Metrics.Counter(hitsTotal, l.Label)
 	}
 	c.redact = Redactor(keys)
 	if most := c.most(); most < o.BlockAt {
@@ -98,22 +98,21 @@ func (c *Checker) most() (n int) {
 func (c *Checker) zoneOf(l List) *zone {
 	i := slices.IndexFunc(c.zones, func(z *zone) bool { return z.name == l.zone })
 	if i < 0 {
-		label := func(name string) string { return metrics.Label(name, "zone", l.Label) }
 		m := c.opts.Metrics
 		z := &zone{
 			name: l.zone, label: l.Label, info: l.info,
 			resolver: c.opts.Resolver, log: c.opts.Log, patience: c.opts.Timeout,
-			errors:   m.Counter(label(`dnsbl_errors_total{kind="failure"}`)),
-			timeouts: m.Counter(label(`dnsbl_errors_total{kind="timeout"}`)),
-			seconds:  m.Histogram(label("dnsbl_answer_seconds")),
+			errors:   m.Counter(errorsTotal, l.Label, "failure"),
+			timeouts: m.Counter(errorsTotal, l.Label, "timeout"),
+			seconds:  m.Histogram(answerSeconds, l.Label),
 			tripped:  make(chan struct{}, 1), wanted: make(chan struct{}, 1),
 		}
-		m.Gauge(label("dnsbl_list_good"), func() float64 {
+		m.Gauge(listGood, func() float64 {
 			if l.Dead == "" && z.state() == good {
 				return 1
 			}
 			return 0
-		})
+		}, l.Label)
 		i = len(c.zones)
 		c.zones = append(c.zones, z)
 	}

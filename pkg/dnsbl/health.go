@@ -19,6 +19,18 @@ const (
 	lastProbe    = 30 * time.Minute
 )
 
+// What is counted.
+var (
+	hitsTotal = metrics.Desc{Name: "filter_dnsbl_hits_total",
+		Help: "Answers of a DNS list that counted, by label of the list.", Labels: []string{"zone"}}
+	errorsTotal = metrics.Desc{Name: "filter_dnsbl_errors_total",
+		Help: "Questions that a DNS list did not answer, by label of the list and kind: timeout or failure.", Labels: []string{"zone", "kind"}}
+	answerSeconds = metrics.Desc{Name: "filter_dnsbl_answer_seconds",
+		Help: "Time of questions to a DNS list until the answer or the end of patience, by label of the list.", Labels: []string{"zone"}, Buckets: metrics.DNSBuckets()}
+	listGood = metrics.Desc{Name: "filter_dnsbl_list_good",
+		Help: "Whether a DNS list is well: 1, or 0 if it does not answer, answers nonsense, is not tested or is dead.", Labels: []string{"zone"}}
+)
+
 // A zone is a list as it is asked, with its health. Several entries may share
 // it.
 type zone struct {

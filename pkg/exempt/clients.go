@@ -109,9 +109,12 @@ func parseClients(r io.Reader, file string, def Action) (Clients, []error) {
 	errs := listfile.Each(r, file, func(e listfile.Entry) error {
 		n++
 		in := blocks[len(blocks)-1]
-		word, rest, _ := strings.Cut(e.Text, " ")
-		switch strings.ToLower(strings.TrimSpace(word)) {
-		case "if":
+		word, rest := e.Text, ""
+		if i := strings.IndexAny(word, " \t!"); i > 0 {
+			word, rest = word[:i], word[i:]
+		}
+		switch strings.ToLower(word) {
+		case "if": // whatever follows, for a block must not count for others
 			c, err := parseCond(rest)
 			if len(blocks) > maxNesting {
 				err = fmt.Errorf("more than %d if in each other", maxNesting)

@@ -86,6 +86,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"runtime"
+	"time"
 
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/reload"
@@ -201,7 +202,7 @@ func (l *Lists) Client(c Client) Verdict {
 	case ok && m.Action == Reject:
 		return Verdict{Reject: true, By: by}
 	}
-	v := l.opts.Trusted.verdict(addr)
+	v := l.opts.Trusted.Verdict(addr)
 	if !v.Exempt && ok {
 		v.By = by
 	}
@@ -214,7 +215,7 @@ func (l *Lists) Own(c Client) Verdict {
 	if v := l.sure(c); v.Exempt {
 		return v
 	}
-	return l.opts.Trusted.verdict(c.Addr.Unmap())
+	return l.opts.Trusted.Verdict(c.Addr)
 }
 
 // sure is what no line of a list can change: a list of networks that nobody
@@ -233,7 +234,8 @@ func (l *Lists) sure(c Client) Verdict {
 }
 
 // Sender says whether mail of an envelope sender is exempt. SPFPass is that SPF
-// passes for the domain of the sender, and not only for the name in HELO.
+// passes for the domain of the sender, not only for the name in HELO, by a record
+// that does not let everybody send.
 func (l *Lists) Sender(addr string, spfPass bool) Verdict {
 	if p, ok := l.senders.Value().Lookup(addr, spfPass); ok {
 		return Verdict{Exempt: true, By: "-allowSenders " + p.String()}
@@ -304,7 +306,8 @@ func (l *Lists) Warnings() []error {
 	clients := l.clients.Value()
 	errs = append(errs, clients.warnings(!l.opts.Refuses)...)
 	errs = append(errs, l.senders.Value().warnings()...)
-	return append(errs, l.common.Value().clientsOf().warnings(false)...)
+	errs = append(errs, l.common.Value().clientsOf().warnings(false)...)
+	return append(errs, l.common.Value().sendersOf().warnings()...)
 }
 
 // Networks are those whose clients are ours, the flag -trusted. The zero value is
@@ -336,7 +339,21 @@ func (n *Networks) Set(s string) error {
 
 func (n *Networks) String() string { return n.text }
 
-func (n *Networks) verdict(addr netip.Addr) Verdict {
+// Words returns the networks, each as -n shows it.
+func (n *Networks) Words() []string {
+	var words []string
+	if !n.none {
+		words = append(words, "private networks")
+	}
+	for _, p := range n.nets {
+		words = append(words, p.String())
+	}
+	return words
+}
+
+// Verdict says whether an address is in the networks.
+func (n *Networks) Verdict(addr netip.Addr) Verdict {
+	addr = addr.Unmap()
 	if !n.none && ipset.Private(addr) {
 		return Verdict{Exempt: true, Own: true, By: "private"}
 	}
@@ -347,3 +364,29 @@ func (n *Networks) verdict(addr netip.Addr) Verdict {
 	}
 	return Verdict{}
 }
+
+// Paths and ReadAt tell when which file was read, see pkg/metrics.
+func (l *Lists) Paths() []string {
+	var paths []string
+	for _, f := range l.files() {
+		paths = append(paths, f.Paths()...)
+	}
+	return paths
+}
+
+// ReadAt returns when a file was last read without error, zero for never.
+func (l *Lists) ReadAt(path string) time.Time {
+	for _, f := range l.files() {
+		if t := f.ReadAt(path); !t.IsZero() {
+			return t
+		}
+	}
+	return time.Time{}
+}
+
+type timed interface {
+	Paths() []string
+	ReadAt(string) time.Time
+}
+
+func (l *Lists) files() []timed { return []timed{l.clients, l.senders, l.rcpts, l.common} }

@@ -175,6 +175,12 @@ endif
 			t.Errorf("%s: %v", a, ok)
 		}
 	}
+	for _, line := range []string{"if\t192.0.2.0/24", "IF  192.0.2.0/24", "if !0.0.0.0/0", "if!0.0.0.0/0", "if", "if example.com", "if /x/", "if 192.0.2.0/24 permit", "if 192.0.2.0/33"} {
+		c, _ := ParseClients(strings.NewReader(line+"\n0.0.0.0/0\nendif\n"), "f")
+		if m, ok := c.Lookup(addr("203.0.113.1"), ""); ok {
+			t.Errorf("%q: %v counts for others", line, m)
+		}
+	}
 	deep := strings.Repeat("if 0.0.0.0/0\n", 1000) + "0.0.0.0/0\n" + strings.Repeat("endif\n", 1000)
 	if c, errs := ParseClients(strings.NewReader(deep), "f"); len(errs) == 0 || c.Len() != 0 {
 		t.Errorf("a thousand if: %d entries, %d errors", c.Len(), len(errs))

@@ -28,6 +28,20 @@ type core struct {
 	count counters
 }
 
+// What is counted.
+var (
+	requestsTotal = metrics.Desc{Name: "filter_requests_total",
+		Help: "Questions of smtpd, by phase.", Labels: []string{"phase"}}
+	expiredTotal = metrics.Desc{Name: "filter_requests_expired_total",
+		Help: "Questions of smtpd that were answered with proceed, because no decision was there in time."}
+	skippedTotal = metrics.Desc{Name: "filter_lines_skipped_total",
+		Help: "Lines of smtpd that were not understood."}
+	busyTotal = metrics.Desc{Name: "filter_work_refused_total",
+		Help: "Work that was not begun, because too much of it was under way for the client or in all."}
+	panicsTotal = metrics.Desc{Name: "filter_panics_total",
+		Help: "Faults of the program that were caught; each is in the log with its place."}
+)
+
 type counters struct {
 	requests [proto.NumPhases]*metrics.Counter
 	panics   *metrics.Counter
@@ -38,13 +52,13 @@ type counters struct {
 
 func newCounters(m *metrics.Set) counters {
 	c := counters{
-		panics:  m.Counter("filter_panics_total"),
-		expired: m.Counter("filter_requests_expired_total"),
-		skipped: m.Counter("filter_lines_skipped_total"),
-		busy:    m.Counter("filter_work_refused_total"),
+		panics:  m.Counter(panicsTotal),
+		expired: m.Counter(expiredTotal),
+		skipped: m.Counter(skippedTotal),
+		busy:    m.Counter(busyTotal),
 	}
 	for p := proto.Connect; p < proto.NumPhases; p++ {
-		c.requests[p] = m.Counter(fmt.Sprintf("filter_requests_total{phase=%q}", p))
+		c.requests[p] = m.Counter(requestsTotal, p.String())
 	}
 	return c
 }

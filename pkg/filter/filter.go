@@ -135,9 +135,12 @@ func (f *Filter[S]) SetHeader(name string, value func(*Session[S]) string) {
 	f.fields = append(f.fields, field[S]{name, value})
 }
 
-// Main runs the filter under smtpd, on the standard streams, and returns the
-// exit status. SIGTERM and SIGINT end it like the end of the input does.
-func (f *Filter[S]) Main() int {
+// Main is Serve on the standard streams.
+func (f *Filter[S]) Main() int { return f.Serve(os.Stdin, os.Stdout) }
+
+// Serve runs the filter under smtpd and returns the exit status. SIGTERM and
+// SIGINT end it like the end of the input does.
+func (f *Filter[S]) Serve(in io.Reader, out io.Writer) int {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	defer stop()
 	// smtpd gives no signal when it ends; writing to it then must not kill us
@@ -145,7 +148,7 @@ func (f *Filter[S]) Main() int {
 	signal.Ignore(syscall.SIGPIPE)
 	// SIGHUP is for those who read files again. Nobody may be there to notice.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
-	if err := f.Run(ctx, os.Stdin, os.Stdout); err != nil {
+	if err := f.Run(ctx, in, out); err != nil {
 		f.opt.Log.Error(err.Error())
 		return 1
 	}

@@ -2,7 +2,6 @@ package greylist
 
 import (
 	"context"
-	"io"
 	"iter"
 	"time"
 )
@@ -26,10 +25,4 @@ func (g *Greylist) Times(t time.Time, e Entry) (passes, expires time.Time) {
 		passes = first.Add(g.policy.PassTime)
 	}
 	return passes, first.Add(time.Duration(g.life(kind)) * time.Millisecond)
-}
-
-// Lines calls f for each line of a list that says something, without its
-// comment, and returns what it says is wrong as errors "file:line: reason".
-func Lines(r io.Reader, file string, f func(text string, at Place) error) []error {
-	return eachLine(r, file, f)
 }

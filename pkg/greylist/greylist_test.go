@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/netip"
 	"os"
@@ -17,6 +18,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"opensmtpd-filters/pkg/metrics"
 )
 
 var epoch = time.Date(2024, 2, 28, 23, 0, 0, 0, time.UTC)
@@ -687,7 +690,11 @@ func TestStats(t *testing.T) {
 func TestRun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMemory(0)
-		g := New(Options{Store: m, Policy: Policy{MaxPerNet: 20}})
+		set := metrics.New(metrics.Options{})
+		g := New(Options{Store: m, Policy: Policy{MaxPerNet: 20}, Metrics: set})
+		if n := set.Value(`filter_greylist_records{state="grey"}`); !math.IsNaN(n) {
+			t.Errorf("%v records before they were counted", n)
+		}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		var newest atomic.Int64
@@ -703,11 +710,17 @@ func TestRun(t *testing.T) {
 		if n, _ := m.Count(t.Context(), nil); m.grey.Len() != 3 || n["reason new"] != 1 {
 			t.Errorf("%d records, counted %v", m.grey.Len(), n)
 		}
+		newest.Store(epoch.Add(time.Hour).UnixMilli())
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		if n := set.Value(`filter_greylist_records{state="grey"}`); n != 3 {
+			t.Errorf("%v records, want 3", n)
+		}
 		newest.Store(epoch.Add(25 * time.Hour).UnixMilli())
 		time.Sleep(10 * time.Minute)
 		synctest.Wait()
-		if m.grey.Len() != 0 {
-			t.Errorf("%d records after a day", m.grey.Len())
+		if n := set.Value(`filter_greylist_records{state="grey"}`); m.grey.Len() != 0 || n != 0 {
+			t.Errorf("%d records after a day, or %v", m.grey.Len(), n)
 		}
 		g.Decide(ctx, step{at: 0, addr: "192.0.2.1"}.attempt())
 		cancel()

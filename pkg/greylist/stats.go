@@ -5,9 +5,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"opensmtpd-filters/pkg/metrics"
@@ -32,11 +34,32 @@ func DelayBounds() []time.Duration {
 	return bounds
 }
 
+// What is counted.
+var (
+	decisionsTotal = metrics.Desc{Name: "filter_greylist_decisions_total",
+		Help: "Greylisting decisions, by reason as the log has it.", Labels: []string{"reason"}}
+	delaySeconds = metrics.Desc{Name: "filter_greylist_delay_seconds",
+		Help: "Time from the first attempt to the one that passed.", Buckets: delaySecondsBuckets()}
+	unretriedTotal = metrics.Desc{Name: "filter_greylist_unretried_total",
+		Help: "Attempts that were refused and expired without a retry."}
+	recordsHeld = metrics.Desc{Name: "filter_greylist_records",
+		Help: "Records that have not expired, by state: grey has not passed, pass lets through. It is some minutes old if there are many.", Labels: []string{"state"}}
+)
+
+func delaySecondsBuckets() []float64 {
+	var bounds []float64
+	for _, s := range delayBounds {
+		bounds = append(bounds, float64(s))
+	}
+	return bounds
+}
+
 // tally counts decisions, for the metrics, and until they are stored.
 type tally struct {
 	decisions map[Reason]*metrics.Counter
 	delays    *metrics.Histogram
 	unretried *metrics.Counter
+	records   *census
 
 	mu     sync.Mutex
 	counts map[string]int64
@@ -45,14 +68,41 @@ type tally struct {
 func newTally(set *metrics.Set) *tally {
 	t := &tally{
 		decisions: make(map[Reason]*metrics.Counter),
-		delays:    set.Histogram("greylist_delay_seconds"),
-		unretried: set.Counter("greylist_unretried_total"),
+		delays:    set.Histogram(delaySeconds),
+		unretried: set.Counter(unretriedTotal),
+		records:   newCensus(set),
 		counts:    make(map[string]int64),
 	}
 	for _, r := range Reasons() {
-		t.decisions[r] = set.Counter(metrics.Label("greylist_decisions_total", "reason", string(r)))
+		t.decisions[r] = set.Counter(decisionsTotal, string(r))
 	}
 	return t
+}
+
+// A census counts records while they are swept.
+type census struct {
+	round [Pass + 1]int64         // so far, by state
+	total [Pass + 1]atomic.Uint64 // of the last round that came to its end: bits of a float64
+}
+
+func newCensus(set *metrics.Set) *census {
+	c := new(census)
+	for _, s := range []State{Grey, Pass} {
+		c.total[s].Store(math.Float64bits(math.NaN())) // not counted yet
+		set.Gauge(recordsHeld, func() float64 { return math.Float64frombits(c.total[s].Load()) }, s.String())
+	}
+	return c
+}
+
+// add counts the records of one step of the sweep.
+func (c *census) add(step [Pass + 1]int64, done bool) {
+	for s, n := range step {
+		c.round[s] += n
+		if done {
+			c.total[s].Store(math.Float64bits(float64(c.round[s])))
+			c.round[s] = 0
+		}
+	}
 }
 
 func (t *tally) add(d Decision) {
@@ -166,8 +216,12 @@ func recovered(f func() error) (err error) {
 func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) error {
 	expired := g.Expired(t)
 	gone := make(map[Key]Record) // the store may ask twice
-	_, _, err := g.store.Sweep(ctx, func(k Key, r Record) bool {
+	var step [Pass + 1]int64
+	_, done, err := g.store.Sweep(ctx, func(k Key, r Record) bool {
 		if !expired(k, r) {
+			if r.State <= Pass {
+				step[r.State]++
+			}
 			return false
 		}
 		if k.Kind() == KindAttempt && r.State == Grey && (r.Origin == "" || strings.HasPrefix(r.Origin, "net:")) {
@@ -178,6 +232,7 @@ func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) err
 	if err != nil {
 		return err
 	}
+	g.tally.records.add(step, done)
 	g.tally.unretried.Add(len(gone))
 	for k, r := range gone {
 		what := []any{"key", k}

@@ -1,7 +1,6 @@
 package rdns
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -10,17 +9,15 @@ import (
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"opensmtpd-filters/pkg/listfile"
 )
 
 // A Rule is one line of a file of expressions.
 type Rule struct {
-	File string
-	Line int
+	listfile.Place
 	Expr string // the line without comment
 }
-
-// String gives the place of the rule, file:line.
-func (r Rule) String() string { return fmt.Sprintf("%s:%d", r.File, r.Line) }
 
 // Patterns is a set of rules that names are matched against. It does not change
 // and may be used by any number of goroutines; nil has no rules.
@@ -54,62 +51,25 @@ type edge struct {
 	to int
 }
 
-// maxLine bounds the length of one rule, in bytes.
-const maxLine = 4096
-
 // ParsePatterns reads rules from r, one a line; file is the name they are
 // reported under. A rule is an expression of package regexp, which has the POSIX
 // classes and matches anywhere in a name and regardless of case, or *.domain for
-// all names below domain. Empty lines, lines that begin with #, and what follows
-// a blank and a # are ignored.
+// all names below domain. See package listfile for comments: a # that is meant is
+// written \#.
 //
 // Every line that is no rule, and a failing r, gives an error that begins with
 // file:line; the other lines count. The result is never nil.
 func ParsePatterns(r io.Reader, file string) (*Patterns, []error) {
 	var rules []pattern
-	var errs []error
-	in := bufio.NewReaderSize(r, maxLine)
-	for n := 1; ; n++ {
-		line, long, err := in.ReadLine()
-		text := string(line)
-		if n == 1 {
-			text = strings.TrimPrefix(text, "\ufeff")
+	errs := listfile.Each(r, file, func(e listfile.Entry) error {
+		p, err := compile(e.Text)
+		if err == nil {
+			p.Rule = Rule{e.Place, e.Text}
+			rules = append(rules, p)
 		}
-		tooLong := long
-		for long && err == nil {
-			_, long, err = in.ReadLine()
-		}
-		if err != nil && !errors.Is(err, io.EOF) {
-			errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, err))
-		}
-		if tooLong {
-			errs = append(errs, fmt.Errorf("%s:%d: line too long", file, n))
-		} else if expr := uncomment(text); expr != "" {
-			p, err := compile(expr)
-			if err != nil {
-				errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, err))
-			} else {
-				p.Rule = Rule{file, n, expr}
-				rules = append(rules, p)
-			}
-		}
-		if err != nil {
-			return newPatterns(rules), errs
-		}
-	}
-}
-
-func uncomment(line string) string {
-	line = strings.TrimSpace(line)
-	if strings.HasPrefix(line, "#") {
-		return ""
-	}
-	for i := 1; i < len(line); i++ {
-		if line[i] == '#' && (line[i-1] == ' ' || line[i-1] == '\t') {
-			return strings.TrimSpace(line[:i])
-		}
-	}
-	return line
+		return err
+	})
+	return newPatterns(rules), errs
 }
 
 // Merge gives the rules of all sets, in order.
@@ -236,7 +196,7 @@ func compile(expr string) (pattern, error) {
 	if strings.HasPrefix(expr, "/") {
 		return pattern{}, errors.New("no name has a slash; a line of a Postfix table must lose its slashes and action")
 	}
-	re, err := regexp.Compile("(?i)" + expr)
+	re, err := listfile.Compile(expr)
 	if err != nil {
 		return pattern{}, err
 	}

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+
+	"opensmtpd-filters/pkg/listfile"
 )
 
 func TestPatterns(t *testing.T) {
@@ -58,7 +60,7 @@ func TestPatterns(t *testing.T) {
 
 func TestParsePatterns(t *testing.T) {
 	const file = "# ours\r\n\n  \\.dyn\\.  # homes\n(\n*.\n*.dyn.*\n*..net\n/\\.dsl\\./ REJECT\n\\.dsl\\.\n"
-	p, errs := ParsePatterns(strings.NewReader(file+strings.Repeat("a", 3*maxLine)+"\ncable"), "list")
+	p, errs := ParsePatterns(strings.NewReader(file+strings.Repeat("a", 3*listfile.MaxLine)+"\ncable"), "list")
 	if p.Len() != 3 {
 		t.Errorf("%d rules, want 3", p.Len())
 	}
@@ -72,9 +74,9 @@ func TestParsePatterns(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]Rule{
-		"a.dyn.example": {"list", 3, `\.dyn\.`},
-		"a.dsl.example": {"list", 9, `\.dsl\.`},
-		"cable.example": {"list", 11, `cable`},
+		"a.dyn.example": {listfile.Place{File: "list", Line: 3}, `\.dyn\.`},
+		"a.dsl.example": {listfile.Place{File: "list", Line: 9}, `\.dsl\.`},
+		"cable.example": {listfile.Place{File: "list", Line: 11}, `cable`},
 	} {
 		if rule, ok := p.Match(name); !ok || rule != want {
 			t.Errorf("%s: rule %v %v, want %v", name, rule, rule.Expr, want)

@@ -78,7 +78,8 @@ type File[T List] struct {
 	parts []part[T]
 
 	badMu sync.Mutex
-	bad   []error // what Bad returns
+	bad   []error  // what Bad returns
+	times sync.Map // see ReadAt: time.Time by path
 
 	hup chan os.Signal // SIGHUP, which would else end the program
 }
@@ -319,6 +320,7 @@ func (f *File[T]) parse(p *part[T]) error {
 		}
 	}
 	p.seen, p.value, p.has, p.bad = fi, value, true, bad
+	f.times.Store(p.path, time.Now())
 	for i, err := range bad {
 		if i == maxLogged {
 			f.opts.Log.Warn("more bad lines skipped", "file", p.path, "lines", len(bad)-i)

@@ -243,6 +243,35 @@ func TestWatch(t *testing.T) {
 	})
 }
 
+// ReadAt is the time of the last reading that had no error.
+func TestReadAt(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "list")
+	write(t, path, "a\n")
+	began := time.Now()
+	f, err := Open(Options[words]{Paths: []string{path}, Parse: parse})
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := f.ReadAt(path)
+	if first.Before(began) || first.After(time.Now()) {
+		t.Errorf("read at %v, opened at %v", first, began)
+	}
+	write(t, path, "LOUD\n")
+	f.check(true)
+	if at := f.ReadAt(path); !at.Equal(first) {
+		t.Errorf("read at %v though it is wholly invalid", at)
+	}
+	write(t, path, "b\n")
+	f.check(true)
+	if at := f.ReadAt(path); !at.After(first) {
+		t.Errorf("read again at %v, before at %v", at, first)
+	}
+	var none *File[words]
+	if none.Paths() != nil || !none.ReadAt(path).IsZero() {
+		t.Error("no file was read")
+	}
+}
+
 func TestHangup(t *testing.T) {
 	a := filepath.Join(t.TempDir(), "a")
 	write(t, a, "x\n")

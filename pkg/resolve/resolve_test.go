@@ -177,7 +177,7 @@ func TestSecondServer(t *testing.T) {
 			t.Parallel() // some wait for a second
 			bad := filtertest.NewDNS(t, "example.org A 203.0.113.1\nexample.org "+verb+"\n")
 			good := filtertest.NewDNS(t, zone)
-			set := metrics.New()
+			set := metrics.New(metrics.Options{})
 			r := asking(t, resolve.Options{Timeout: 5 * time.Second, Metrics: set}, bad, good)
 			as, err := r.A(t.Context(), "example.org")
 			if err != nil || fmt.Sprint(as) != "[192.0.2.1]" {
@@ -186,9 +186,9 @@ func TestSecondServer(t *testing.T) {
 			if bad.Total() == 0 {
 				t.Error("the first one was not asked")
 			}
-			ignored := set.Counter("resolve_ignored_packets_total").Get()
+			ignored := set.Value("filter_resolve_ignored_packets_total")
 			if want := strings.HasPrefix(verb, "wrong") || verb == "garbage"; (ignored > 0) != want {
-				t.Errorf("%d packets ignored", ignored)
+				t.Errorf("%v packets ignored", ignored)
 			}
 		})
 	}
@@ -275,7 +275,7 @@ func TestManyInFlight(t *testing.T) {
 	const n = 10000
 	srv := filtertest.NewDNS(t, "*.list.example A 127.0.0.2\n* delay 300ms")
 	before := openFiles(t)
-	set := metrics.New()
+	set := metrics.New(metrics.Options{})
 	r := asking(t, resolve.Options{Metrics: set}, srv)
 	var wg sync.WaitGroup
 	for i := range n {
@@ -408,19 +408,19 @@ func TestSPF(t *testing.T) {
 
 func TestMetrics(t *testing.T) {
 	srv := filtertest.NewDNS(t, zone+"* servfail\nexample.org answer\ntc.example.org answer\ntc.example.org truncate")
-	set := metrics.New()
+	set := metrics.New(metrics.Options{})
 	r := asking(t, resolve.Options{Metrics: set}, srv)
 	for _, name := range []string{"example.org", "example.org", "bad.example.org"} {
 		r.A(t.Context(), name)
 	}
-	for name, want := range map[string]uint64{
-		`resolve_queries_total{type="A"}`:      2,
-		`resolve_cache_hits_total`:             1,
-		`resolve_errors_total{kind="failure"}`: 1,
-		`resolve_errors_total{kind="timeout"}`: 0,
+	for name, want := range map[string]float64{
+		`filter_resolve_queries_total{type="A"}`:      2,
+		`filter_resolve_cache_hits_total`:             1,
+		`filter_resolve_errors_total{kind="failure"}`: 1,
+		`filter_resolve_errors_total{kind="timeout"}`: 0,
 	} {
-		if got := set.Counter(name).Get(); got != want {
-			t.Errorf("%s is %d, want %d", name, got, want)
+		if got := set.Value(name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
 		}
 	}
 }

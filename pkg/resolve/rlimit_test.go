@@ -53,7 +53,7 @@ func limitFiles(t *testing.T, n int) (restore func()) {
 
 func TestFewDescriptors(t *testing.T) {
 	srv := filtertest.NewDNS(t, "*.list.example A 127.0.0.2\n*.list.example delay 20ms")
-	set := metrics.New()
+	set := metrics.New(metrics.Options{})
 	r := asking(t, resolve.Options{Metrics: set}, srv)
 	limitFiles(t, 3)
 	var wg sync.WaitGroup
@@ -65,7 +65,7 @@ func TestFewDescriptors(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if set.Counter("resolve_socket_errors_total").Get() == 0 {
+	if set.Value("filter_resolve_socket_errors_total") == 0 {
 		t.Error("no socket errors counted: the limit was not felt")
 	}
 }

@@ -86,6 +86,18 @@ type Options struct {
 	Metrics *metrics.Set // nil: no metrics
 }
 
+// What is counted.
+var (
+	lookupsTotal = metrics.Desc{Name: "filter_senderscore_lookups_total",
+		Help: "Lookups of sender scores, by result.", Labels: []string{"result"}}
+	hitsTotal = metrics.Desc{Name: "filter_senderscore_cache_hits_total",
+		Help: "Lookups of sender scores that needed no query."}
+	queriesUsed = metrics.Desc{Name: "filter_senderscore_queries_30d",
+		Help: "Queries for sender scores in the last 30 days, which are what the quota is about."}
+	zoneGood = metrics.Desc{Name: "filter_senderscore_zone_good",
+		Help: "Whether the zone of sender scores answers: 1, or 0 while it refuses."}
+)
+
 // A Client looks scores up. It may be used from several goroutines.
 type Client struct {
 	opts  Options
@@ -129,15 +141,23 @@ func New(o Options) *Client {
 	c := &Client{
 		opts:    o,
 		count:   newCount(o.StateFile, o.Log),
-		hits:    o.Metrics.Counter("senderscore_cache_hits_total"),
+		hits:    o.Metrics.Counter(hitsTotal),
 		results: make(map[Status]*metrics.Counter),
 		flights: make(map[netip.Addr]*flight),
 	}
 	c.cache, _ = lru.New[netip.Addr, cached](cacheSize) // fails for a size below one only
 	for _, s := range []Status{Known, NoData, Failed, Refused, Spent} {
-		c.results[s] = o.Metrics.Counter(metrics.Label("senderscore_lookups_total", "result", string(s)))
+		c.results[s] = o.Metrics.Counter(lookupsTotal, string(s))
 	}
-	o.Metrics.Gauge("senderscore_queries_30d", func() float64 { return float64(c.Used()) })
+	o.Metrics.Gauge(zoneGood, func() float64 {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if c.refused {
+			return 0
+		}
+		return 1
+	})
+	o.Metrics.Gauge(queriesUsed, func() float64 { return float64(c.Used()) })
 	return c
 }
 

@@ -74,7 +74,7 @@ func newZone(answers map[string]string) *zone {
 func client(o Options) (*Client, *bytes.Buffer) {
 	log := new(bytes.Buffer)
 	o.Log = slog.New(slog.NewTextHandler(log, nil))
-	o.Metrics = metrics.New()
+	o.Metrics = metrics.New(metrics.Options{})
 	return New(o), log
 }
 

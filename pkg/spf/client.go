@@ -9,59 +9,88 @@ import (
 )
 
 // What one client, an address or an IPv6 /64, may cause in queries: at once,
-// and then in a second. That is at most 600 in any minute. A hundred new sender
-// domains in a minute take half of it.
+// and then in a second. That is at most 600 in any minute; a hundred new sender
+// domains in a minute take half of it. A network, an IPv4 /24 or IPv6 /48, may
+// cause four times as much.
+//
+// A query that is not answered keeps resolver and client waiting, and anybody
+// can have a zone that never answers: it counts as six.
 const (
-	clientBurst  = 300
-	clientRate   = 5
-	clientsKnown = 16384
+	clientBurst = 300
+	clientRate  = 5
+	netFactor   = 4
+	unanswered  = 5 // more
+	sourceCache = 16384
 )
 
-// clients knows what the clients have caused of late.
-type clients struct {
+// sources knows what clients and networks have caused of late.
+type sources struct {
 	mu    sync.Mutex
-	known *lru.Cache[netip.Prefix, *client]
+	known *lru.Cache[netip.Prefix, *budget]
 }
 
-type client struct {
+func newSources() *sources {
+	s := new(sources)
+	s.known, _ = lru.New[netip.Prefix, *budget](sourceCache) // the size is positive
+	return s
+}
+
+// A client is the budgets that a query for it takes from.
+type client struct{ own, net *budget }
+
+// of returns the client with an address.
+func (s *sources) of(addr netip.Addr) client {
+	own, net := 32, 24
+	if addr.Is6() {
+		own, net = 64, 48
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return client{s.budget(addr, own, 1), s.budget(addr, net, netFactor)}
+}
+
+func (s *sources) budget(addr netip.Addr, bits int, factor float64) *budget {
+	p, _ := addr.Prefix(bits) // the length is right
+	b, ok := s.known.Get(p)
+	if !ok {
+		b = &budget{factor: factor}
+		s.known.Add(p, b)
+	}
+	return b
+}
+
+// take counts a query, and reports whether it may be sent.
+func (c client) take() bool { return c.own.take() && c.net.take() }
+
+// charge counts that a query was not answered.
+func (c client) charge() {
+	c.own.charge()
+	c.net.charge()
+}
+
+type budget struct {
+	factor float64
+
 	mu   sync.Mutex
 	used float64 // of the burst
 	at   time.Time
 }
 
-func newClients() *clients {
-	c := new(clients)
-	c.known, _ = lru.New[netip.Prefix, *client](clientsKnown) // the size is positive
-	return c
-}
-
-// of returns the client with an address.
-func (c *clients) of(addr netip.Addr) *client {
-	bits := 32
-	if addr.Is6() {
-		bits = 64
-	}
-	p, _ := addr.Prefix(bits) // the length is right
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	one, ok := c.known.Get(p)
-	if !ok {
-		one = new(client)
-		c.known.Add(p, one)
-	}
-	return one
-}
-
-// take counts a query, and reports whether it may be sent.
-func (c *client) take() bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
+func (b *budget) take() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	now := time.Now()
-	c.used = max(0, c.used-clientRate*now.Sub(c.at).Seconds())
-	c.at = now
-	if c.used > clientBurst-1 {
+	b.used = max(0, b.used-b.factor*clientRate*now.Sub(b.at).Seconds())
+	b.at = now
+	if b.used+1 > b.factor*clientBurst {
 		return false
 	}
-	c.used++
+	b.used++
 	return true
+}
+
+func (b *budget) charge() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.used += unanswered
 }

@@ -9,6 +9,7 @@ package spf
 
 import (
 	"context"
+	"log/slog"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,7 +17,17 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
+)
+
+var (
+	checksTotal = metrics.Desc{Name: "filter_spf_checks_total",
+		Help: "Senders that SPF was asked about, by result.", Labels: []string{"result"}}
+	queriesTotal = metrics.Desc{Name: "filter_spf_queries_total",
+		Help: "Questions to the DNS that checks of SPF have asked."}
+	refusedTotal = metrics.Desc{Name: "filter_spf_queries_refused_total",
+		Help: "Questions to the DNS that checks of SPF were not allowed to ask, for their number."}
 )
 
 // A Status is the result of a check (RFC 7208 section 2.6).
@@ -74,6 +85,7 @@ type Resolver interface {
 type Options struct {
 	Resolver Resolver
 	Timeout  time.Duration // of a check; 0 is 5 s
+	Log      *slog.Logger  // nil: no log
 	Metrics  *metrics.Set  // nil: none
 }
 
@@ -81,7 +93,7 @@ const (
 	defaultTimeout = 5 * time.Second
 	cacheSize      = 4096
 	keep           = 10 * time.Minute // a result
-	keepError      = 30 * time.Second // a temporary error, or a guard without an answer
+	keepError      = 30 * time.Second // a temporary error, or probes without an answer
 )
 
 // A Checker checks senders. It keeps results for ten minutes, temporary errors
@@ -89,9 +101,11 @@ const (
 type Checker struct {
 	resolver Resolver
 	timeout  time.Duration
-	guard    *guard
-	clients  *clients
+	prober   *prober
+	sources  *sources
 	count    counters
+	log      *slog.Logger
+	broken   guard.Complaints
 
 	mu    sync.Mutex
 	cache *lru.Cache[key, *call]
@@ -121,13 +135,13 @@ func New(o Options) *Checker {
 	if o.Timeout <= 0 {
 		o.Timeout = defaultTimeout
 	}
-	c := &Checker{resolver: o.Resolver, timeout: o.Timeout, guard: newGuard(), clients: newClients()}
+	c := &Checker{resolver: o.Resolver, timeout: o.Timeout, prober: newProber(), log: o.Log, broken: guard.Complaints{Log: o.Log}, sources: newSources()}
 	c.cache, _ = lru.New[key, *call](cacheSize) // the only error is a size that is not positive
 	for s := range c.count.checks {
-		c.count.checks[s] = o.Metrics.Counter(metrics.Label("spf_checks_total", "result", Status(s).String()))
+		c.count.checks[s] = o.Metrics.Counter(checksTotal, Status(s).String())
 	}
-	c.count.queries = o.Metrics.Counter("spf_queries_total")
-	c.count.refused = o.Metrics.Counter("spf_queries_refused_total")
+	c.count.queries = o.Metrics.Counter(queriesTotal)
+	c.count.refused = o.Metrics.Counter(refusedTotal)
 	return c
 }
 
@@ -202,16 +216,15 @@ func (m *call) isDone() bool {
 func (c *Checker) start(ctx context.Context, id identity) *call {
 	m := &call{id: id, done: make(chan struct{})}
 	ctx, m.cancel = context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
-	go func() {
+	m.result, m.until = Result{Status: TempError, Domain: id.domain}, time.Now().Add(keepError)
+	guard.Go(c.log, "spf", func() {
 		defer m.cancel()
 		defer close(m.done)
-		m.result, m.until = Result{Status: TempError, Domain: id.domain}, time.Now().Add(keepError)
-		defer func() { recover() }() // a filter that ends takes the mail server down
-		w := &walk{ctx: ctx, c: c, id: id, client: c.clients.of(id.addr), left: maxQueries}
+		w := &walk{ctx: ctx, c: c, id: id, client: c.sources.of(id.addr), left: maxQueries}
 		m.result, m.uses = w.check()
 		if m.result.Status != TempError && !w.silent {
 			m.until = time.Now().Add(keep)
 		}
-	}()
+	})
 	return m
 }

@@ -11,9 +11,11 @@ import (
 	"strings"
 
 	"blitiri.com.ar/go/spf"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
-// Bounds of a check, what shows whether everybody may send included. Those of
+// Bounds of a check, probes included. Those of
 // RFC 7208 section 4.6.4 (10 terms, 10 names of an mx, 2 void lookups) are the
 // library's, and allow for 111 queries.
 const (
@@ -27,17 +29,19 @@ type walk struct {
 	ctx    context.Context
 	c      *Checker
 	id     identity
-	client *client
+	client client
 	left   int // queries
 	size   int // bytes the present evaluation may still take
 
+	addr   netip.Addr // that is evaluated
 	known  map[question]reply
-	texts  hash.Hash // of the records read for the client
+	terms  map[string][]term // of records for probes
+	texts  hash.Hash         // of the records read for the client
 	uses   uses
 	exists bool // a record has that term, which asks for A whatever the client's family
 
 	probing bool // the client's own evaluation is over
-	silent  bool // a query for the guard was not answered: no more are sent
+	silent  bool // a query for a probe was not answered: no more are sent
 	missing bool // the present evaluation lacks an answer, and may have it later
 	excess  bool // the present evaluation asks for too much
 }
@@ -56,13 +60,13 @@ type reply struct {
 
 // check returns the result, and what it depends on.
 func (w *walk) check() (Result, uses) {
-	w.known, w.texts = map[question]reply{}, sha256.New()
+	w.known, w.terms, w.texts = map[question]reply{}, map[string][]term{}, sha256.New()
 	r := Result{Status: w.evaluate(w.id.addr), Domain: w.id.domain}
 	own := w.uses
 	if r.Status != Pass {
 		return r, own
 	}
-	v := w.c.guard.judge(w)
+	v := w.c.prober.judge(w)
 	if v.everybody {
 		return Result{Status: None, Domain: w.id.domain, Everybody: true}, own
 	}
@@ -72,19 +76,22 @@ func (w *walk) check() (Result, uses) {
 
 // evaluate returns the result for an address.
 func (w *walk) evaluate(addr netip.Addr) (s Status) {
-	w.size, w.missing, w.excess = maxSize, false, false
-	defer func() {
-		switch {
-		case recover() != nil: // a record of the network has broken the library
-			s = PermError
-		case w.ctx.Err() != nil || w.missing:
-			s = TempError
-		case w.excess:
-			s = PermError
-		}
-	}()
-	res, _ := spf.CheckHostWithSender(addr.AsSlice(), w.id.helo, w.id.sender(), spf.WithContext(w.ctx), spf.WithResolver(w))
-	return statusOf(res)
+	w.addr, w.size, w.missing, w.excess = addr, maxSize, false, false
+	err := guard.Call(func() error {
+		res, _ := spf.CheckHostWithSender(addr.AsSlice(), w.id.helo, w.id.sender(), spf.WithContext(w.ctx), spf.WithResolver(w))
+		s = statusOf(res)
+		return nil
+	})
+	switch {
+	case err != nil: // a record of the network has broken the library
+		w.c.broken.Error("spf", "domain", w.id.domain, "err", err)
+		return PermError
+	case w.ctx.Err() != nil || w.missing:
+		return TempError
+	case w.excess:
+		return PermError
+	}
+	return s
 }
 
 func statusOf(r spf.Result) Status {
@@ -124,7 +131,8 @@ func (w *walk) ask(typ byte, name string, do func(context.Context, string) (repl
 			return reply{}, err
 		}
 		r, r.err = do(w.ctx, name)
-		if d, isDNS := r.err.(*net.DNSError); r.err != nil && !(isDNS && d.IsNotFound) {
+		if r.err != nil && !isNotFound(r.err) {
+			w.client.charge()
 			w.silent = w.probing
 		}
 		w.known[q] = r
@@ -154,8 +162,7 @@ func (w *walk) admit() error {
 	return nil
 }
 
-// LookupTXT returns the records of a name. For the guard, terms that ask about
-// each address or sender are replaced by one that does not match.
+// LookupTXT returns the records of a name.
 func (w *walk) LookupTXT(_ context.Context, name string) ([]string, error) {
 	r, err := w.ask('T', name, func(ctx context.Context, name string) (r reply, err error) {
 		r.texts, err = w.c.resolver.TXT(ctx, name)
@@ -172,10 +179,12 @@ func (w *walk) LookupTXT(_ context.Context, name string) ([]string, error) {
 		if err := w.spend(len(t) + macroSize*strings.Count(t, "%")); err != nil {
 			return nil, err
 		}
-		if !w.probing {
+		if w.read(t); w.probing {
+			t = w.forProbe(t, w.addr)
+		} else {
 			fmt.Fprintf(w.texts, "%d %s", len(t), t)
 		}
-		records = append(records, w.read(t))
+		records = append(records, t)
 	}
 	return records, nil
 }
@@ -241,6 +250,8 @@ func isNotFound(err error) bool {
 const (
 	version = "v=spf1"
 	never   = "per-address.invalid"
+
+	qualifiers = "+-~?"
 )
 
 var (
@@ -248,21 +259,33 @@ var (
 	otherField  = regexp.MustCompile(`(?i)^[a-z][a-z0-9._-]*=`) // a modifier (RFC 7208 section 4.6.1)
 )
 
-// read notes what the terms of a record ask for, and returns the record as it
-// is to be evaluated.
-func (w *walk) read(record string) string {
-	terms := strings.Split(record, " ")
-	for i, term := range terms {
-		lower := strings.ToLower(term)
-		bare := strings.TrimLeft(lower, "+-~?")
-		if !strings.HasPrefix(lower, "redirect=") && otherField.MatchString(lower) {
-			continue // the version, exp, and what is unknown
-		}
-		w.exists = w.exists || strings.HasPrefix(bare, "exists:")
-		u := uses(0)
-		if bare == "ptr" || strings.HasPrefix(bare, "ptr:") {
-			u |= usesAddr
-		}
+// A term is one of a record: as it is, or a network that matches or does not.
+type term struct {
+	text      string
+	network   *net.IPNet
+	qualifier string // of the network
+}
+
+// read notes what the terms of a record ask for.
+func (w *walk) read(record string) {
+	for t := range strings.SplitSeq(record, " ") {
+		u, exists := asks(t)
+		w.uses |= u
+		w.exists = w.exists || exists
+	}
+}
+
+// asks says what of a message a term asks for, and whether it is exists.
+func asks(t string) (u uses, exists bool) {
+	lower := strings.ToLower(t)
+	if strings.Contains(t, "=") && !strings.HasPrefix(lower, "redirect=") && otherField.MatchString(lower) {
+		return 0, false // the version, exp, and what is unknown
+	}
+	bare := strings.TrimLeft(lower, qualifiers)
+	if bare == "ptr" || strings.HasPrefix(bare, "ptr:") {
+		u = usesAddr
+	}
+	if strings.Contains(t, "%") {
 		for _, m := range macroLetter.FindAllStringSubmatch(lower, -1) {
 			switch m[1] {
 			case "l", "s":
@@ -273,14 +296,63 @@ func (w *walk) read(record string) string {
 				u |= usesAddr
 			}
 		}
-		w.uses |= u
-		if u != 0 && w.probing {
-			qualifier := ""
-			if bare != lower {
-				qualifier = lower[:1]
-			}
-			terms[i] = qualifier + "exists:" + never
-		}
 	}
-	return strings.Join(terms, " ")
+	return u, strings.HasPrefix(bare, "exists:")
+}
+
+// forProbe returns a record as it is evaluated for a probe. What asks about each
+// address or sender does not match, and networks, of which some records have
+// hundreds, are looked at here.
+func (w *walk) forProbe(record string, addr netip.Addr) string {
+	terms, ok := w.terms[record]
+	if !ok {
+		terms = split(record)
+		w.terms[record] = terms
+	}
+	ip := net.IP(addr.AsSlice())
+	var b strings.Builder
+	for _, t := range terms {
+		if t.network != nil {
+			if !t.network.Contains(ip) {
+				continue
+			}
+			return b.String() + t.qualifier + "all"
+		}
+		b.WriteString(t.text)
+		b.WriteByte(' ')
+	}
+	return b.String()
+}
+
+func split(record string) (terms []term) {
+	for s := range strings.SplitSeq(record, " ") {
+		t := term{text: s}
+		bare := s
+		if s != "" && strings.Contains(qualifiers, s[:1]) {
+			t.qualifier, bare = s[:1], s[1:]
+		}
+		u, _ := asks(s)
+		switch {
+		case u != 0:
+			t.text = t.qualifier + "exists:" + never
+		case len(bare) > 4 && (strings.EqualFold(bare[:4], "ip4:") || strings.EqualFold(bare[:4], "ip6:")):
+			t.network = network(bare[4:])
+		}
+		terms = append(terms, t)
+	}
+	return terms
+}
+
+// network reads a network or an address as the library does; nil is an error,
+// which is left to it.
+func network(s string) *net.IPNet {
+	if strings.Contains(s, "/") {
+		_, n, _ := net.ParseCIDR(s)
+		return n
+	}
+	ip := net.ParseIP(s)
+	if ip == nil {
+		return nil
+	}
+	return &net.IPNet{IP: ip, Mask: net.CIDRMask(128, 128)}
 }

@@ -103,7 +103,7 @@ func showDyndns(w io.Writer, release smtpdtest.Release, bin string) (err error) 
 		Release: release,
 		Bin:     bin,
 		Zone:    zone,
-		Filters: []smtpdtest.Filter{{Name: "dyndns", Command: "filter-dyndns -none tempfail -mismatch reject"}},
+		Filters: []smtpdtest.Filter{{Name: "dyndns", Command: "filter-dyndns -none defer -mismatch refuse"}},
 	}
 	fmt.Fprintf(w, "smtpd.conf:\n\n%s\n", indent(conf.String()))
 	s, err := smtpdtest.Start(conf)

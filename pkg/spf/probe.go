@@ -1,6 +1,7 @@
 package spf
 
 import (
+	"context"
 	"crypto/hmac"
 	crand "crypto/rand"
 	"crypto/sha256"
@@ -14,30 +15,31 @@ import (
 )
 
 const (
-	probes     = 64
-	everybody  = 2 // probes that pass: the record lets everybody send
-	guardSize  = 4096
-	guardKeeps = time.Hour
+	probes      = 64
+	probeTime   = time.Second // for all
+	everybody   = 2           // probes that pass: the record lets everybody send
+	proberSize  = 4096
+	proberKeeps = time.Hour
 )
 
-// A guard finds records that let everybody send, in whatever words: it
+// A prober finds records that let everybody send, in whatever words: it
 // evaluates them for addresses that nobody can foresee, all over the space of
 // the client's family. Nobody who sends mail for a domain has addresses
 // everywhere.
-type guard struct {
+type prober struct {
 	secret [32]byte
 
 	mu    sync.Mutex
-	cache *lru.Cache[guardKey, guarded]
+	cache *lru.Cache[probeKey, judged]
 }
 
-type guardKey struct {
+type probeKey struct {
 	domain string
 	v6     bool
 	texts  [sha256.Size]byte // of the records read for the client
 }
 
-type guarded struct {
+type judged struct {
 	verdict
 	until time.Time
 }
@@ -48,27 +50,34 @@ type verdict struct {
 	perAddress bool // not all was, or could be, answered
 }
 
-func newGuard() *guard {
-	g := new(guard)
-	crand.Read(g.secret[:])                            // does not fail
-	g.cache, _ = lru.New[guardKey, guarded](guardSize) // nor this: the size is positive
-	return g
+func newProber() *prober {
+	p := new(prober)
+	crand.Read(p.secret[:])                            // does not fail
+	p.cache, _ = lru.New[probeKey, judged](proberSize) // nor this: the size is positive
+	return p
 }
 
 // judge judges the records of a check that has passed.
-func (g *guard) judge(w *walk) verdict {
-	k := guardKey{domain: w.id.domain, v6: w.id.addr.Is6()}
+func (p *prober) judge(w *walk) verdict {
+	k := probeKey{domain: w.id.domain, v6: w.id.addr.Is6()}
 	w.texts.Sum(k.texts[:0])
-	g.mu.Lock()
-	known, ok := g.cache.Get(k)
-	g.mu.Unlock()
+	p.mu.Lock()
+	known, ok := p.cache.Get(k)
+	p.mu.Unlock()
 	if ok && time.Now().Before(known.until) {
 		return known.verdict
 	}
-	w.probing = true
+	// The client has passed, and does not wait long to learn for how much.
+	ctx, cancel := context.WithTimeout(w.ctx, probeTime)
+	defer cancel()
+	w.ctx, w.probing = ctx, true
 	var v verdict
 	passed, partial := 0, false
-	for _, addr := range g.probes(k.domain, k.v6) {
+	for _, addr := range p.probes(k.domain, k.v6) {
+		if w.ctx.Err() != nil {
+			partial = true
+			break
+		}
 		switch w.evaluate(addr) {
 		case Pass:
 			passed++
@@ -82,9 +91,9 @@ func (g *guard) judge(w *walk) verdict {
 	}
 	v.perAddress = w.uses != 0 || partial
 	if !partial {
-		g.mu.Lock()
-		g.cache.Add(k, guarded{v, time.Now().Add(guardKeeps)})
-		g.mu.Unlock()
+		p.mu.Lock()
+		p.cache.Add(k, judged{v, time.Now().Add(proberKeeps)})
+		p.mu.Unlock()
 	}
 	return v
 }
@@ -107,8 +116,8 @@ func spans(v6 bool) []span {
 
 // probes returns addresses spread evenly over the space, each at random in its
 // part.
-func (g *guard) probes(domain string, v6 bool) []netip.Addr {
-	mac := hmac.New(sha256.New, g.secret[:])
+func (p *prober) probes(domain string, v6 bool) []netip.Addr {
+	mac := hmac.New(sha256.New, p.secret[:])
 	mac.Write([]byte(domain))
 	random := rand.New(rand.NewChaCha8([32]byte(mac.Sum(nil))))
 	list := spans(v6)

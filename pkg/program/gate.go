@@ -1,0 +1,217 @@
+package program
+
+import (
+	"context"
+	"time"
+
+	"opensmtpd-filters/pkg/exempt"
+	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/proto"
+	"opensmtpd-filters/pkg/spf"
+)
+
+// A Gate asks a check for its verdict at the phase of -phase, or at the next one
+// that smtpd asks at, unless the client, its sender or the recipient is exempt;
+// and answers, logs and counts what it says.
+//
+//	connect, helo           once for the session
+//	mail-from               once for a transaction; authenticated users pass
+//	rcpt-to                 each recipient by itself; junk is said at data
+//	data                    once for a message
+//
+// A message that is not refused has one line of the log, at its last phase. Of the
+// recipients of a transaction that are refused the first has a line, the others
+// are counted in another at the end.
+type Gate[S any] struct {
+	*Program
+	// Visit returns where the Gate keeps what it needs to know of a session.
+	Visit func(*filter.Session[S]) *Visit
+	// Judge returns then(verdict), or an Await of what has to be known first.
+	Judge func(s *filter.Session[S], r filter.Request, then func(Verdict) filter.Response) filter.Response
+
+	spf *spf.Checker
+}
+
+// A Visit is a Gate's part of the state of a session.
+type Visit struct {
+	delayed bool // the session has waited
+
+	// Of the transaction.
+	judged  bool // it was, or the client was before it
+	done    bool // the message has its answer
+	asked   bool // sender is known
+	sender  exempt.Verdict
+	spf     *filter.Future[spf.Result]
+	refused int   // recipients
+	line    []any // of the log, for the first of them
+}
+
+// Handle sets the handlers of the gate.
+func (g *Gate[S]) Handle(f *filter.Filter[S]) {
+	g.spf = g.Program.spf()
+	if g.Phase >= filter.MailFrom {
+		f.OnReport(proto.TxReset, func(s *filter.Session[S], _ *proto.Line) { g.Reset(s) })
+	}
+	if g.Phase < filter.RcptTo {
+		f.Decide(g.Phase, g.decide)
+		return
+	}
+	if g.Phase == filter.RcptTo {
+		f.On(filter.RcptTo, g.rcpt)
+	}
+	f.On(filter.Data, g.message)
+	f.On(filter.Commit, g.message)
+}
+
+// Begin reports whether a new client will be judged, as far as can be known: if
+// not, nothing needs to be looked up for it.
+func (g *Gate[S]) Begin(s *filter.Session[S]) bool {
+	return !g.client(s).Exempt
+}
+
+// client says whether the client is exempt.
+func (g *Gate[S]) client(s *filter.Session[S]) exempt.Verdict {
+	return g.Exempt.Client(ClientOf(s))
+}
+
+// ClientOf returns who is connected, for the lists.
+func ClientOf[S any](s *filter.Session[S]) exempt.Client {
+	c := exempt.Client{Addr: s.Src.Addr(), User: s.User, Local: s.Unix()}
+	if s.FCrDNS {
+		c.Name = s.RDNS
+	}
+	return c
+}
+
+// Judged reports whether the present message, or its client, was judged and not
+// exempt: whether there is something to say of it in a header field.
+func (g *Gate[S]) Judged(s *filter.Session[S]) bool {
+	return g.Visit(s).judged && !g.client(s).Exempt
+}
+
+// Reset ends what holds for a transaction.
+func (g *Gate[S]) Reset(s *filter.Session[S]) {
+	v := g.Visit(s)
+	if v.refused > 1 {
+		g.Log.Info(s.ID, append(v.line, "more", v.refused-1)...)
+	}
+	*v = Visit{delayed: v.delayed}
+}
+
+// decide answers before recipients are known.
+func (g *Gate[S]) decide(s *filter.Session[S], r filter.Request) filter.Response {
+	if c := g.client(s); c.Exempt {
+		return Respond(g.Program, s, r, Verdict{By: c.By, Quiet: c.Own})
+	}
+	if r.Phase < filter.MailFrom {
+		return g.judge(s, r, "")
+	}
+	from := s.Tx.From
+	if r.Phase == filter.MailFrom {
+		from = r.Arg
+	}
+	return g.sender(s, from, func(v exempt.Verdict) filter.Response {
+		if v.Exempt {
+			return Respond(g.Program, s, r, Verdict{By: v.By})
+		}
+		return g.judge(s, r, "")
+	})
+}
+
+func (g *Gate[S]) judge(s *filter.Session[S], r filter.Request, rcpt string) filter.Response {
+	return g.Judge(s, r, func(v Verdict) filter.Response {
+		v.Rcpt = rcpt
+		g.Visit(s).judged = true
+		g.once(s, &v)
+		return Respond(g.Program, s, r, v)
+	})
+}
+
+// once takes the delay from all but the first verdict on a session.
+func (g *Gate[S]) once(s *filter.Session[S], v *Verdict) {
+	visit := g.Visit(s)
+	if visit.delayed {
+		v.Action.Delay = 0
+	}
+	visit.delayed = visit.delayed || v.Action.Delay > 0
+}
+
+// sender goes on when it is known whether the sender is exempt. SPF is asked only
+// where it matters for that; if it does not answer in time the sender is not.
+func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Verdict) filter.Response) filter.Response {
+	v := g.Visit(s)
+	if v.asked {
+		return then(v.sender)
+	}
+	keep := func(sender exempt.Verdict) filter.Response {
+		v.asked, v.sender = true, sender
+		return then(sender)
+	}
+	if !g.Exempt.SenderNeedsSPF(from) {
+		return keep(g.Exempt.Sender(from, false))
+	}
+	if v.spf == nil {
+		q := spf.Query{Addr: s.Src.Addr(), Helo: s.Helo, Sender: from}
+		v.spf = filter.GoTx(s, g.timeout(), func(ctx context.Context) spf.Result { return g.spf.Check(ctx, q) })
+	}
+	return filter.Await(v.spf, func(r spf.Result, err error) filter.Response {
+		return keep(g.Exempt.Sender(from, err == nil && r.Status == spf.Pass))
+	})
+}
+
+func (g *Gate[S]) timeout() time.Duration { return g.Program.Timeout.Value }
+
+// rcpt answers for one recipient.
+func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
+	if g.client(s).Exempt || g.Exempt.Recipient(r.Arg).Exempt {
+		return filter.Proceed() // the message has its line at data
+	}
+	return g.sender(s, s.Tx.From, func(sender exempt.Verdict) filter.Response {
+		if sender.Exempt {
+			return filter.Proceed()
+		}
+		return g.Judge(s, r, func(v Verdict) filter.Response {
+			g.Visit(s).judged = true
+			if !v.Action.Refuses() {
+				g.once(s, &v)
+				return filter.Proceed().After(v.Action.Delay)
+			}
+			v.Rcpt = r.Arg
+			visit := g.Visit(s)
+			if visit.refused++; visit.refused == 1 {
+				visit.line = g.line(v, who(s, v))
+				return Respond(g.Program, s, r, v)
+			}
+			g.Metrics.Decision(v.word()).Inc()
+			if g.DryRun {
+				return filter.Proceed()
+			}
+			return Answer(v)
+		})
+	})
+}
+
+// message answers when all recipients are known.
+func (g *Gate[S]) message(s *filter.Session[S], r filter.Request) filter.Response {
+	visit := g.Visit(s)
+	if visit.done && r.Phase == filter.Commit {
+		return filter.Proceed() // it was answered at data
+	}
+	visit.done = true
+	if g.DryRun && visit.refused > 0 {
+		return filter.Proceed() // all is said
+	}
+	if c := g.client(s); c.Exempt {
+		return Respond(g.Program, s, r, Verdict{By: c.By, Quiet: c.Own})
+	}
+	visit.judged = false
+	if v := g.Exempt.Recipients(s.Tx.Rcpts); v.Exempt {
+		return Respond(g.Program, s, r, Verdict{By: v.By})
+	}
+	return g.sender(s, s.Tx.From, func(v exempt.Verdict) filter.Response {
+		if v.Exempt {
+			return Respond(g.Program, s, r, Verdict{By: v.By})
+		}
+		return g.judge(s, r, "")
+	})
+}

@@ -1,0 +1,412 @@
+// Package program is the frame of every filter. A filter's main.go is its flags
+// and its check; what all filters do alike is here: the common flags, the log,
+// -n, -version, explain, the lists of who is never judged, the resolver, metrics,
+// errors at the start, and an end within bounds.
+//
+//	func main() {
+//		program.Main(program.Spec{Name: "filter-x", Timeout: 2 * time.Second, Phase: "mail-from", New: newCheck})
+//	}
+//
+//	// newCheck adds the flags; what it returns is called once they are read.
+//	func newCheck(p *program.Program) func() (program.Check, error) {
+//		c := &check{Program: p}
+//		p.IntVar(&c.at, "at", 5, "refuse from score `N` on")
+//		return func() (program.Check, error) {
+//			c.OpenResolver(resolve.Options{})
+//			return c, nil
+//		}
+//	}
+//
+// A check that judges clients or messages is asked, and its verdicts are answered,
+// logged and counted, by a Gate.
+package program
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/exempt"
+	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/guard"
+	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/reload"
+	"opensmtpd-filters/pkg/resolve"
+)
+
+// Spec says what a program is.
+type Spec struct {
+	Name     string   // "filter-dnsbl"
+	Synopsis []string // forms of the command line beside the frame's own, without the name
+	Args     string   // what the arguments are, as "list..."; "" for none
+	Names    bool     // explain takes a domain in the place of an address
+
+	Timeout time.Duration // default of -timeout; 0: no such flag
+	Phase   string        // default of -phase; "": no such flag
+	Field   string        // the header field of -header; "": no such flag
+	Refuses bool          // the clients of reject lines are refused
+
+	// Commands are the words that may follow the flags instead of a run under
+	// smtpd; the Check is then a Commander. "explain" is always one.
+	Commands []string
+
+	New func(*Program) func() (Check, error)
+}
+
+// A Check is what a program does, as configured.
+type Check interface {
+	// Filter returns the filter with its handlers, to be run once.
+	Filter() Runner
+	// Explain writes what would be done now with a client that is not exempt,
+	// and why. It stores nothing.
+	Explain(ctx context.Context, q Query, t *Table) error
+	// Config writes what -n shows beside the flags and the lists.
+	Config(t *Table)
+}
+
+// A Commander is a Check with commands of its own.
+type Commander interface {
+	Check
+	// Command carries out one of Spec.Commands: args[0] and its arguments.
+	Command(args []string) error
+}
+
+// A Runner is a *filter.Filter.
+type Runner interface {
+	Serve(in io.Reader, out io.Writer) int
+}
+
+// Streams are the standard ones.
+type Streams struct {
+	In       io.Reader
+	Out, Err io.Writer
+}
+
+// Program is a filter at work. Its methods are for the program's Check.
+type Program struct {
+	*cli.Flags
+	Streams
+	Log       *slog.Logger
+	Metrics   *metrics.Set
+	Exempt    *exempt.Lists
+	Complain  *guard.Complaints // what is said once a minute
+	Resolver  *resolve.Resolver // once OpenResolver was called
+	Phase     filter.Phase      // of -phase
+	Header    bool              // -header
+	Trusted   exempt.Networks
+	Operator  bool // it is not smtpd that runs this, but somebody who asks or looks
+	spec      Spec
+	phase     cli.Phase
+	lists     exempt.Options
+	instance  string
+	check     string // -check
+	args      []string
+	words     []string // the command and its arguments
+	tasks     []task
+	files     []File
+	warnings  []string
+	out, errs *masked
+}
+
+// A task runs beside the filter.
+type task struct {
+	what string
+	run  func(context.Context)
+}
+
+// A File is a list that is read again when it changes: a *reload.File.
+type File interface {
+	reload.Watcher
+	metrics.Files
+	Bad() []error
+}
+
+// Main runs the program and ends the process.
+func Main(s Spec) { os.Exit(Run(s, os.Args[1:], Streams{os.Stdin, os.Stdout, os.Stderr})) }
+
+// Run runs a program with these arguments and streams and returns its exit
+// status: 1 if something is wrong with its configuration, a command or a query,
+// else 0.
+func Run(s Spec, args []string, std Streams) int {
+	p := &Program{
+		Flags: cli.New(cli.Options{
+			Name: s.Name, Synopsis: s.synopsis(), Args: true,
+			DryRun: true, Metrics: true, Resolver: resolve.ParseServers, Timeout: s.Timeout,
+		}),
+		Streams: std, spec: s,
+		out: &masked{w: std.Out}, errs: &masked{w: std.Err},
+	}
+	p.Out, p.Err = p.out, p.errs
+	p.addFlags()
+	open := s.New(p)
+	if err := p.parse(args); err != nil {
+		return p.Exit(err, p.Out, p.Err)
+	}
+	var flush func()
+	p.Log, flush = cli.Logger(p.Err, p.Verbose)
+	defer flush()
+	check, err := p.open(open)
+	if err == nil && p.Resolver != nil {
+		defer p.Resolver.Close()
+	}
+	if c, ok := check.(io.Closer); ok && err == nil {
+		defer c.Close()
+	}
+	switch {
+	case err != nil:
+	case p.CheckOnly:
+		err = p.config(check)
+	case len(p.words) == 0:
+		return p.serve(check)
+	case p.words[0] == "explain":
+		err = p.explain(check, p.words[1:])
+	default:
+		err = check.(Commander).Command(p.words)
+	}
+	return p.Exit(err, p.Out, p.Err)
+}
+
+func (s Spec) synopsis() []string {
+	args := ""
+	if s.Args != "" {
+		args = " " + s.Args
+	}
+	return slices.Concat([]string{"[flags]" + args}, s.Synopsis,
+		[]string{"[flags]" + args + " explain ADDRESS [SENDER [RECIPIENT [HELO]]]"})
+}
+
+// addFlags adds the flags that all programs have.
+func (p *Program) addFlags() {
+	o := &p.lists
+	p.Var((*cli.Strings)(&o.Clients), "allowClients", "never judge the addresses, networks, confirmed names and /expressions/ of names of `FILE`; repeatable")
+	p.Var((*cli.Strings)(&o.Senders), "allowSenders", "never judge mail of the addresses and domains of `FILE`, if SPF passes or after !; repeatable")
+	p.Var((*cli.Strings)(&o.Recipients), "allowRecipients", "never judge mail to the addresses, user@ and domains of `FILE`; repeatable")
+	p.StringVar(&o.Common, "commonList", exempt.CommonPath(), "pass and refuse those of `FILE`, the list of all filters of the machine; \"\" for none")
+	p.StringVar(&p.instance, "instance", "", "`NAME` in metrics, to tell filters of one kind apart (default the name of the file)")
+	p.StringVar(&p.check, "check", "", "explain `ADDRESS`")
+	if p.spec.Phase != "" {
+		p.phase.Value = p.spec.Phase
+		p.Var(&p.phase, "phase", "decide at `PHASE`: connect, helo, mail-from, rcpt-to or data")
+	}
+	if p.spec.Field != "" {
+		p.BoolVar(&p.Header, "header", false, "add the field "+p.spec.Field+" to each message, and remove others of that name")
+	}
+}
+
+// parse reads the command line. Flags, and a command such as explain, may also
+// follow the arguments: whoever asks can add them to a line of smtpd.conf.
+func (p *Program) parse(args []string) error {
+	var plain []string
+	for {
+		if err := p.Parse(args); err != nil {
+			return err
+		}
+		args = p.Flags.FlagSet.Args()
+		i := 0
+		for i < len(args) && !p.isCommand(args[i]) && (len(args[i]) < 2 || args[i][0] != '-') {
+			i++
+		}
+		plain = append(plain, args[:i]...)
+		if args = args[i:]; len(args) == 0 || p.isCommand(args[0]) {
+			break
+		}
+	}
+	p.words = args
+	if p.check != "" {
+		if len(p.words) > 0 {
+			return fmt.Errorf("-check %s: not with %s", p.check, p.words[0])
+		}
+		p.words = []string{"explain", p.check}
+	}
+	if len(plain) > 0 && p.spec.Args == "" {
+		if len(p.spec.Commands) > 0 {
+			return fmt.Errorf("%s: not one of %s", cli.Clean(plain[0]), strings.Join(append(p.spec.Commands, "explain"), ", "))
+		}
+		return fmt.Errorf("unexpected argument %q", plain[0])
+	}
+	p.args = plain
+	p.Operator = p.CheckOnly || len(p.words) > 0
+	p.Phase = phases[p.phase.Value]
+	return nil
+}
+
+var phases = map[string]filter.Phase{
+	"connect": filter.Connect, "helo": filter.Helo, "mail-from": filter.MailFrom, "rcpt-to": filter.RcptTo, "data": filter.Data,
+}
+
+// Do has a command carried out instead of a run under smtpd, as if its words stood
+// at the end of the command line. It is for flags that ask for one.
+func (p *Program) Do(words ...string) error {
+	if len(p.words) > 0 {
+		return fmt.Errorf("%s: not with %s", strings.Join(words, " "), strings.Join(p.words, " "))
+	}
+	p.words, p.Operator = words, true
+	return nil
+}
+
+// Args returns the arguments, without a command.
+func (p *Program) Args() []string { return p.args }
+
+func (p *Program) isCommand(word string) bool {
+	return word == "explain" || slices.Contains(p.spec.Commands, word)
+}
+
+// open makes the check. All that is wrong is told at once.
+func (p *Program) open(open func() (Check, error)) (Check, error) {
+	p.Metrics = metrics.New(metrics.Options{
+		Filter:   strings.TrimPrefix(p.spec.Name, "filter-"),
+		Instance: p.instance, Version: cli.Version(), File: p.Flags.Metrics, DryRun: p.DryRun,
+	})
+	p.Complain = &guard.Complaints{Log: p.Log}
+	p.lists.Trusted, p.lists.Refuses, p.lists.Log = p.Trusted, p.spec.Refuses, p.Log
+	if p.Operator {
+		p.lists.Log = nil // -n and explain tell what is wrong themselves
+	}
+	p.lists.DefaultRecipients = p.Phase >= filter.RcptTo
+	var errs [2]error
+	p.Exempt, errs[0] = exempt.Open(p.lists)
+	if errs[0] == nil {
+		p.Metrics.Files(p.Exempt)
+	}
+	var check Check
+	check, errs[1] = open()
+	if err := errors.Join(errs[:]...); err != nil {
+		return nil, err
+	}
+	if p.Phase != 0 && p.Phase < filter.RcptTo && len(p.lists.Recipients) > 0 {
+		p.Warn("-allowRecipients does nothing with -phase %s: recipients are not known yet", p.phase.Value)
+	}
+	for _, err := range p.Exempt.Warnings() {
+		p.Warn("%v", err)
+	}
+	return check, nil
+}
+
+// OpenResolver makes the resolver. Servers, log and metrics are those of the
+// flags; the time limit too, unless it is set.
+func (p *Program) OpenResolver(o resolve.Options) {
+	o.Servers, o.Log, o.Metrics = p.Servers, p.Log, p.Metrics
+	if o.Timeout == 0 {
+		o.Timeout = p.Timeout.Value
+	}
+	if p.Operator && !p.Verbose {
+		o.Log = nil
+	}
+	p.Resolver = resolve.New(o)
+}
+
+// Keep keeps a list up to date while the filter runs, and has its bad lines told
+// by -n.
+func (p *Program) Keep(files ...File) {
+	p.files = append(p.files, files...)
+	for _, f := range files {
+		p.Metrics.Files(f)
+	}
+}
+
+// Beside runs f beside the filter, until ctx ends. What, a word, names it in the
+// log should it panic; it is then run again.
+func (p *Program) Beside(what string, f func(context.Context)) {
+	p.tasks = append(p.tasks, task{what, f})
+}
+
+// Warn tells what is no error but hardly meant: at the start, and with -n.
+func (p *Program) Warn(format string, args ...any) {
+	p.warnings = append(p.warnings, fmt.Sprintf(format, args...))
+}
+
+// Mask has everything that is printed or logged go through f, which takes out
+// what must not be seen.
+func (p *Program) Mask(f func(string) string) { p.out.mask, p.errs.mask = f, f }
+
+// endTime is what is left to tasks when the filter ends: the file system may
+// hang, and smtpd does not wait.
+const endTime = 2 * time.Second
+
+// serve runs the filter under smtpd.
+func (p *Program) serve(check Check) int {
+	for _, w := range p.warnings {
+		p.Log.Warn(w)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var ended sync.WaitGroup
+	beside := func(what string, f func(context.Context)) {
+		ended.Add(1)
+		guard.Keep(ctx, p.Log, what, func(ctx context.Context) {
+			f(ctx)
+			ended.Done()
+		})
+	}
+	beside("lists", func(ctx context.Context) {
+		files := []reload.Watcher{p.Exempt}
+		for _, f := range p.files {
+			files = append(files, f)
+		}
+		reload.Watch(ctx, files...)
+	})
+	beside("metrics", func(ctx context.Context) { p.Metrics.Run(ctx, p.Log) })
+	for _, t := range p.tasks {
+		beside(t.what, t.run)
+	}
+	status := check.Filter().Serve(p.In, p.out.w)
+	cancel()
+	done := make(chan struct{})
+	guard.Go(p.Log, "end", func() { ended.Wait(); close(done) })
+	select {
+	case <-done:
+	case <-time.After(endTime):
+		p.Log.Warn("not everything could be written before the end", "waited", endTime)
+	}
+	return status
+}
+
+// config prints what is in force. Bad lines of files, and missing ones, are an
+// error.
+func (p *Program) config(check Check) error {
+	t := new(Table)
+	p.FlagRows(func(name, value string) { t.Row(name, "%s", value) })
+	for _, row := range p.Exempt.Rows() {
+		t.Row(row[0], "%s", row[1])
+	}
+	if p.Resolver != nil {
+		for _, s := range p.Resolver.Servers() {
+			t.Row("resolver", "%s", s)
+		}
+	}
+	check.Config(t)
+	for _, w := range p.warnings {
+		t.Row("warning", "%s", w)
+	}
+	errs := []error{t.Write(p.Out)}
+	errs = append(errs, p.Exempt.Bad()...)
+	for _, f := range p.files {
+		errs = append(errs, f.Bad()...)
+	}
+	return errors.Join(errs...)
+}
+
+// masked is a writer through which nothing goes that mask takes out. Each Write
+// is of whole lines.
+type masked struct {
+	w    io.Writer
+	mask func(string) string
+}
+
+func (m *masked) Write(b []byte) (int, error) {
+	if m.mask == nil {
+		return m.w.Write(b)
+	}
+	_, err := io.WriteString(m.w, m.mask(string(b)))
+	return len(b), err
+}
+
+// short is the name of the program in the log: that of filter-dnsbl is dnsbl.
+func (p *Program) short() string { return strings.TrimPrefix(p.spec.Name, "filter-") }

@@ -14,12 +14,17 @@
 //
 //   - Three of the four bytes of the address must be in the name. Two count
 //     only beside a word of access networks (adsl, cust), because large senders
-//     number their machines by the last two.
+//     number their machines by the last two. Beside a weaker word (ip, pool) they
+//     make a name generic and no more.
 //   - A word is a whole word, left of the registered domain: dynamics is not
-//     dynamic, and mail.cable.co.uk belongs to somebody called cable.
+//     dynamic, and mail.cable.co.uk belongs to somebody called cable. Nor is it a
+//     part of a random id: vps-611bb412.
+//   - A name with the address whose domain belongs to a company that sells access
+//     lines (telecom, fibra) is one of its lines, unless it rents out machines.
 //   - A word for mail outweighs all: 66-220-155-156.mail-mail.facebook.com.
 //   - Without the address it takes two different words and a number, or one word
-//     that says it outright (dynamic, dialup, pppoe).
+//     that says it outright (dynamic, dialup, pppoe), or one and the last byte of the
+//     address alone (ppp151).
 //   - When in doubt, the name is proper.
 //
 // A Judge takes the whole decision about a client, with files of expressions to
@@ -28,12 +33,11 @@
 package rdns
 
 import (
+	"encoding/hex"
 	"fmt"
 	"net/netip"
 	"strconv"
 	"strings"
-
-	"golang.org/x/net/publicsuffix"
 )
 
 // A Class says what kind of machine a reverse name speaks of.
@@ -86,27 +90,74 @@ const Unknown = "<unknown>"
 
 // Classify says what name tells about the client at addr. The name may have a
 // trailing dot and upper-case letters, and be empty or Unknown, which is None.
-// The class is never Mismatch.
+// The class is Mismatch only for a name that got the reverse zone of addr appended.
 func Classify(addr netip.Addr, name string) Verdict {
 	name = normal(name)
 	if name == "" || name == Unknown {
 		return Verdict{None, "no name"}
 	}
+	addr = addr.Unmap()
+	if strings.HasSuffix(name, ".arpa") {
+		if host := beforeZone(addr, name); host != "" {
+			v := Classify(addr, host)
+			if v.Class == Proper {
+				v = Verdict{Mismatch, "a name before its reverse zone"}
+			}
+			return v
+		}
+	}
 	if why := bogus(name); why != "" {
 		return Verdict{Bogus, why}
 	}
-	e := embed(addr.Unmap(), name)
+	e := embed(addr, name)
 	var f findings
-	f.read(name)
-	if !e.enough && !f.suspicious() {
-		return Verdict{Class: Proper}
+	if !e.enough {
+		f.read(name, false)
+		if !f.suspicious(name, e) {
+			return Verdict{Class: Proper}
+		}
 	}
 	reg := registered(name)
-	if f.last > reg {
+	switch {
+	case e.end > reg && e.enough: // the registered domain itself holds the address
+		f.read(name[:reg+strings.IndexByte(name[reg:]+".", '.')], true)
+	case e.enough:
+		f.read(name[:reg], true)
+	case f.last > reg:
 		f = findings{}
-		f.read(name[:reg])
+		f.read(name[:reg], false)
 	}
-	return decide(addr.Unmap(), name, reg, e, &f)
+	return decide(addr, name, reg, e, &f)
+}
+
+// beforeZone gives the host name that stands before the reverse zone of addr, as
+// when a zone file lacks the last dot of a name: mail.example.org.100.51.198.in-addr.arpa.
+// The zone may be any that addr lies in, and one cut out of it (RFC 2317), of
+// which the label has a digit. It is "" if nothing but a part of the zone is there.
+func beforeZone(addr netip.Addr, name string) string {
+	var digits []string
+	host, ok := strings.CutSuffix(name, ".in-addr.arpa")
+	if ok && addr.Is4() {
+		digits = strings.Split(addr.String(), ".")
+	} else if host, ok = strings.CutSuffix(name, ".ip6.arpa"); ok && addr.Is6() {
+		digits = strings.Split(hex.EncodeToString(addr.AsSlice()), "")
+	}
+	for _, d := range digits {
+		rest, ok := strings.CutSuffix(host, "."+d)
+		if !ok {
+			break
+		}
+		host = rest
+	}
+	top := host[strings.LastIndexByte(host, '.')+1:]
+	if strings.ContainsAny(top, "0123456789") && !strings.HasPrefix(top, "xn--") {
+		host = strings.TrimSuffix(host[:len(host)-len(top)], ".")
+		top = host[strings.LastIndexByte(host, '.')+1:]
+	}
+	if top == "arpa" || len(top) < 2 || strings.ContainsAny(top, "0123456789") && !strings.HasPrefix(top, "xn--") || bogus(host) != "" {
+		return ""
+	}
+	return host
 }
 
 // normal removes a trailing dot, and upper case in ASCII only: the sign for
@@ -156,37 +207,17 @@ func bogus(name string) string {
 	case name == "localhost", strings.HasPrefix(name, "localhost."), strings.HasSuffix(name, ".localhost"),
 		strings.HasSuffix(name, ".localdomain"):
 		return "localhost"
-	case digits:
-		return "an address"
 	case dots == 0:
 		return "one label"
+	case digits:
+		if _, err := netip.ParseAddr(name); err == nil {
+			return "an address"
+		}
+		return "a numeric top-level domain"
 	case strings.HasSuffix(name, ".in-addr.arpa"), strings.HasSuffix(name, ".ip6.arpa"):
 		return "a reverse zone"
 	}
 	return ""
-}
-
-// registered gives the offset in name of the domain that was registered: the
-// public suffix and one label. Suffixes of companies that let names below their
-// own do not count. It is len(name) when nothing was registered: in
-// hn.kd.ny.adsl the top-level domain is a word of kind access.
-func registered(name string) int {
-	suffix, icann := publicsuffix.PublicSuffix(name)
-	for !icann {
-		_, parent, ok := strings.Cut(suffix, ".")
-		if !ok {
-			if k := kindOf(suffix); k == dynamic || k == access {
-				return len(name)
-			}
-			break
-		}
-		suffix, icann = publicsuffix.PublicSuffix(parent)
-	}
-	end := len(name) - len(suffix) - 1
-	if end <= 0 {
-		return 0
-	}
-	return 1 + strings.LastIndexByte(name[:end], '.')
 }
 
 // findings is what the words of a name say.
@@ -194,28 +225,25 @@ type findings struct {
 	word    [numKinds]string // the first word of each kind
 	second  string           // another word of kind access
 	label   bool             // a word of kind dynamic is a whole label
-	outside bool             // a word of kind access stands right of the first label
+	outside bool             // a word of kind access stands right of the first label, or is no part of an id there
+	first   int              // letters of such words, and of kind dynamic, in the first label
+	modem   bool             // dsl or ppp is such a word
 	mac     bool             // a hardware address after a few letters
 	last    int              // where the last word of any kind ends
 }
 
-// suspicious tells whether anything but an address could flag the name.
-func (f *findings) suspicious() bool {
+// suspicious tells whether the name could be flagged although e is not enough.
+func (f *findings) suspicious(name string, e embedding) bool {
 	w := &f.word
-	return f.mac || w[dynamic] != "" || w[access] != "" || w[customer] != "" || w[static] != "" || w[blank] != ""
+	return f.mac || w[dynamic] != "" || w[access] != "" || w[customer] != "" ||
+		w[static] != "" || w[blank] != "" || (e.near || e.label || e.other || w[line] != "") && !isMail(name)
 }
 
 // weight adds up the words for access lines.
 func (f *findings) weight() int {
-	n := 0
+	n := worth(f.word[access]) + worth(f.second)
 	if f.word[dynamic] != "" {
 		n += 3
-	}
-	if f.word[access] != "" {
-		n += 2
-	}
-	if f.second != "" {
-		n += 2
 	}
 	if f.word[line] != "" || f.word[customer] != "" {
 		n++
@@ -223,67 +251,141 @@ func (f *findings) weight() int {
 	return n
 }
 
-// read collects the words of name, which is lower-case.
-func (f *findings) read(name string) {
-	labels, token := 0, 0
-	for i := 0; i <= len(name); i++ {
-		if i == len(name) || name[i] == '.' || name[i] == '-' || name[i] == '_' {
-			if isMAC(name[token:i]) {
-				f.mac = true
-				f.last = i
+// worth is the weight of a word of kind access. Two letters are soon found in
+// names that mean something else, as those of towns.
+func worth(word string) int {
+	return min(max(len(word)-1, 0), 2)
+}
+
+// read collects the words of name, which is lower-case. Unless the name is known
+// to hold the address, a word that accuses must not be a part of a random id.
+func (f *findings) read(name string, embedded bool) {
+	labels, ace := 0, strings.HasPrefix(name, "xn--")
+	for start, end := 0, 0; start < len(name); start = end + 1 {
+		end = start
+		for end < len(name) && name[end] != '.' && name[end] != '-' && name[end] != '_' {
+			end++
+		}
+		mac := isMAC(name[start:end])
+		if mac {
+			f.mac = true
+			f.last = end
+		}
+		proved := embedded || mac
+		for i := start; i < end; i++ {
+			if !isLetter(name[i]) {
+				continue
 			}
-			token = i + 1
-			if i < len(name) && name[i] == '.' {
-				labels++
+			j := i + 1
+			for j < end && isLetter(name[j]) {
+				j++
 			}
-			continue
-		}
-		if !isLetter(name[i]) {
-			continue
-		}
-		j := i + 1
-		for j < len(name) && isLetter(name[j]) {
-			j++
-		}
-		if j-i > 1 {
-			w := name[i:j]
-			if k := kindOf(w); k != noKind {
-				f.last = j
-				switch {
-				case f.word[k] == "":
-					f.word[k] = w
-				case k == access && w != f.word[k] && f.second == "":
-					f.second = w
+			if j-i > 1 {
+				word := name[i:j]
+				k := kindOf(word)
+				if k == noKind {
+					k = kindOfParts(word, embedded || j-i == end-start, embedded || j-i < end-start)
 				}
-				if k == access && labels > 0 {
-					f.outside = true
+				// A label in another script has parts of words at most.
+				if k.accuses() && (ace || !standsAlone(name[start:i], word, name[j:end], proved)) {
+					k = noKind
 				}
-				if k == dynamic && (i == 0 || name[i-1] == '.') && (j == len(name) || name[j] == '.') {
-					f.label = true
+				if k != noKind {
+					f.add(k, word, labels)
+					f.last = j
+					if k == dynamic && (i == 0 || name[i-1] == '.') && (j == len(name) || name[j] == '.') {
+						f.label = true
+					}
 				}
 			}
+			i = j - 1
 		}
-		i = j - 1
+		if end < len(name) && name[end] == '.' {
+			labels++
+			ace = strings.HasPrefix(name[end+1:], "xn--")
+		}
 	}
+}
+
+// standsAlone tells whether a word is no part of an id, as in 8cpe3f2a: it is all of
+// a token but a number before or after it. Two letters may have one digit after
+// them and no more, for ids have few letters; four may have numbers on both
+// sides. When the address proves that the name is made of it, there may be more.
+func standsAlone(before, word, after string, proved bool) bool {
+	switch {
+	case len(word) == 2:
+		return before == "" && (after == "" || len(after) == 1 && isDigit(after[0]))
+	case proved:
+		return true
+	case len(word) == 3:
+		return before == "" && allDigits(after) || after == "" && allDigits(before)
+	case isDistinct(word) && before == "" && len(after) > 1 && isDigit(after[0]) && isDigit(after[1]):
+		return true // ipbf567marunouchi
+	}
+	return allDigits(before) && allDigits(after)
+}
+
+// isDistinct tells whether a word is found in random ids as good as never.
+func isDistinct(word string) bool {
+	return len(word) > 4 && kindOf(word) != noKind || len(word) == 4 && strings.HasPrefix(word, "ip")
+}
+
+// add notes a word that stands right of so many labels.
+func (f *findings) add(k kind, word string, labels int) {
+	switch {
+	case f.word[k] == "":
+		f.word[k] = word
+	case k == access && word != f.word[k] && f.second == "":
+		f.second = word
+	}
+	if k == access && (labels > 0 || isDistinct(word) || word == "adsl" || word == "vdsl") {
+		f.outside = true
+	}
+	if labels == 0 && (k == access || k == dynamic) {
+		f.first += len(word)
+		switch word {
+		case "dsl", "adsl", "vdsl", "ppp":
+			f.modem = true
+		default:
+			f.modem = f.modem || glued(word) == access
+		}
+	}
+}
+
+func allDigits(s string) bool {
+	for i := range len(s) {
+		if !isDigit(s[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 func isLetter(c byte) bool { return c >= 'a' && c <= 'z' }
 
 // isMAC tells whether s is 12 hex digits after one to five letters
-// (h0002a5d76857, cpe00fc8d49d843), or the 16 of a cable modem
-// (s0106bcd165f5f2c3). Without a letter among them they may be a date.
+// (cpe00fc8d49d843), or the 16 of a cable modem (s0106bcd165f5f2c3). Without a
+// letter among them they may be a date. As random ids have many forms, too, the
+// letters must be a word of kind access, or the first byte zero (h0002a5d76857), as
+// that of old modems is, and the letters none of a hex id.
 func isMAC(s string) bool {
-	if len(s) == 17 && s[0] == 's' && strings.HasPrefix(s[1:], "01") {
+	modem := len(s) == 17 && s[0] == 's' && strings.HasPrefix(s[1:], "01")
+	if modem {
 		s = s[:1] + s[5:]
 	}
 	n := len(s) - 12
 	if n < 1 || n > 5 {
 		return false
 	}
+	hex := true
 	for i := range n {
 		if !isLetter(s[i]) {
 			return false
 		}
+		hex = hex && nibble(s[i]) >= 0
+	}
+	if hex || !modem && !strings.HasPrefix(s[n:], "00") && kindOf(s[:n]) != access {
+		return false
 	}
 	digits := 0
 	for i := n; i < len(s); i++ {
@@ -301,16 +403,25 @@ func isMAC(s string) bool {
 func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Verdict {
 	w := &f.word
 	weight := f.weight()
+	domain := name[reg:]
+	rented := func() bool { return w[hosting] != "" || isHosting(domain) }
 
-	pair := e.octets >= 2 && (w[dynamic] != "" || w[access] != "" ||
-		e.near && (w[customer] != "" || strings.HasPrefix(w[static], "static")))
+	pair := e.octets >= 2 && (w[dynamic] != "" || w[access] != "" || e.near && w[customer] != "" || strings.HasPrefix(w[static], "static"))
 	embedded := e.enough || pair
+	company := ""
+	if e.enough && weight == 0 || !embedded && (e.near || e.other) {
+		company = accessWord(domain)
+	}
+	last := lastByte(addr, name)
+	if w[customer] == "" && !isPerson(w[line], name, last) {
+		last = ""
+	}
+	hint := !embedded && f.hint(e, last != "", company != "")
 	mac := f.mac && (weight > 0 || w[hosting] == "")
-	if !embedded && !mac && w[blank] == "" && name[:max(reg-1, 0)] != "static" &&
-		!(e.other && weight >= 2) && !spoken(addr, name, reg, f) {
+	if !embedded && !mac && !hint && w[blank] == "" && name[:max(reg-1, 0)] != "static" &&
+		!spoken(addr, name, reg, f, rented) {
 		return Verdict{Class: Proper}
 	}
-	domain := name[reg:]
 	certain := e.enough && weight >= 2 // mx-ll-171-6-9-7.dynamic.3bb.in.th
 	switch {
 	case isMail(name[:reg]), isMail(domain) && !certain:
@@ -321,11 +432,12 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 		return Verdict{Proper, "exonerated=" + w[server]}
 	}
 
+	// The first line that holds decides.
 	class, k := Generic, noKind
 	switch {
 	case w[dynamic] != "":
 		class, k = Dynamic, dynamic
-	case embedded && w[access] == "" && (w[hosting] != "" || e.end > reg || isHosting(domain)):
+	case (embedded || hint) && w[access] == "" && rented():
 		class, k = Hosting, hosting
 	case w[static] != "":
 		class, k = Static, static
@@ -333,77 +445,137 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 		class, k = Static, access
 	case w[access] != "":
 		class, k = Dynamic, access
+	case hint: // too little to junk a client
+		for _, k = range [...]kind{line, customer, marker} {
+			if w[k] != "" {
+				break
+			}
+		}
 	case w[customer] != "":
 		class, k = Dynamic, customer
 	case w[line] != "":
 		class, k = Dynamic, line
 	case mac:
 		class = Dynamic
+	case e.end > reg: // 20.ip-51-38-40.eu
+		class, k = Hosting, hosting
+	case company != "":
+		class = Dynamic
 	case w[blank] != "":
 		k = blank
 	}
 
-	var evidence string
+	var proof, word string
 	switch {
-	case embedded:
-		evidence = "embed=" + strconv.Itoa(e.octets) + " " + e.form
+	case embedded, hint && e.octets > 0:
+		proof = "embed=" + strconv.Itoa(e.octets) + " " + e.form
 	case mac:
-		evidence = "embed=mac"
+		proof = "embed=mac"
 	case e.other:
-		evidence = "embed=other"
+		proof = "embed=other"
+	case hint && last != "":
+		proof = "embed=last"
 	}
-	if word := w[k]; word != "" {
-		if evidence != "" {
-			evidence += "; "
-		}
-		evidence += "word=" + word
-		if k == access && f.second != "" {
-			evidence += "," + f.second
-		}
+	switch {
+	case w[k] == "" && company != "" && class != Hosting:
+		word = "company=" + company
+	case w[k] == "":
+	case k == access && f.second != "":
+		word = "word=" + w[k] + "," + f.second
+	default:
+		word = "word=" + w[k]
 	}
-	return Verdict{class, evidence}
+	if proof != "" && word != "" {
+		proof += "; "
+	}
+	return Verdict{class, proof + word}
+}
+
+// hint tells whether there is a part of the address, or another one, with too
+// little beside it to junk a client. last means that there is the last byte and a
+// word for a person, company that the domain sells access lines.
+func (f *findings) hint(e embedding, last, company bool) bool {
+	w := &f.word
+	switch {
+	case last: // nas3-user93, a17.abo
+		return true
+	case e.other: // a name left from another address
+		return f.weight() > 0 || w[static] != "" || company
+	case e.octets < 2:
+		return false
+	case e.bare: // 113-11.north
+		return true
+	case w[line] != "": // host108-228.pool8258
+		return e.label || e.near
+	case w[marker] != "": // ip-55-151
+		return e.label
+	}
+	return company && (e.label && e.near || e.ends) // host233-35.mgtelecom, cs144080.somecable
 }
 
 // spoken tells whether the words alone, left of the registered domain, are
 // enough: three points and a number, or a label that is the word dynamic. Four
-// digits in the first label are a point, and so is a number there that is the
-// last byte of the address.
-func spoken(addr netip.Addr, name string, reg int, f *findings) bool {
+// digits in the first label are a point, and so is the last byte of the address,
+// if the word stands elsewhere or is too long to be a part of an id. Nothing in
+// the first label but a word and that byte is enough.
+//
+// The name of a rented machine takes four points, whatever else it says.
+func spoken(addr netip.Addr, name string, reg int, f *findings, rented func() bool) bool {
 	left := name[:reg]
 	weight := f.weight()
-	if f.label || weight >= 5 || len(left) == len(name) {
+	switch {
+	case weight >= 5:
 		return true
-	}
-	if weight < 2 {
+	case weight < 2:
 		return false
+	case f.label || len(left) == len(name):
+		return !rented()
 	}
-	last := -1
-	if addr.Is4() && f.outside {
-		last = int(addr.As4()[3])
-	}
-	numbers, first, point, inFirst := false, 0, false, true
-	for i := 0; i < len(left); i++ {
-		if left[i] == '.' {
-			inFirst = false
+	first, _, _ := strings.Cut(left, ".")
+	digits, letters := 0, 0
+	for i := range len(first) {
+		if isDigit(first[i]) {
+			digits++
+		} else if isLetter(first[i]) {
+			letters++
 		}
-		if !isDigit(left[i]) {
+	}
+	last := lastByte(addr, name)
+	if f.first > 0 && f.first == letters && (last != "" && digits == len(last) || f.modem && (digits == 2 || digits == 3)) {
+		return !rented()
+	}
+	if f.outside && (last != "" || digits >= 4) {
+		weight++
+	}
+	return weight >= 3 && strings.ContainsAny(left, "0123456789") && (weight >= 4 || !rented())
+}
+
+// isPerson tells whether the first label of name ends with a word for a person
+// and number: nas3-user93.
+func isPerson(word, name, number string) bool {
+	first, _, _ := strings.Cut(name, ".")
+	return number != "" && strings.HasSuffix(first, word+number) &&
+		(strings.HasPrefix(word, "us") || strings.HasPrefix(word, "cli") || strings.HasPrefix(word, "kli") || strings.HasPrefix(word, "ute"))
+}
+
+// lastByte gives the number in the first label of name that is the last byte of
+// addr, if it is over 9. Smaller ones are in many names.
+func lastByte(addr netip.Addr, name string) string {
+	if !addr.Is4() || addr.As4()[3] < 10 {
+		return ""
+	}
+	for i := 0; i < len(name) && name[i] != '.'; i++ {
+		if !isDigit(name[i]) {
 			continue
 		}
 		j := i + 1
-		for j < len(left) && isDigit(left[j]) {
+		for j < len(name) && isDigit(name[j]) {
 			j++
 		}
-		numbers = true
-		if inFirst {
-			first += j - i
-			if last >= 10 && j-i <= 3 && octet(left[i:j]) == last {
-				point = true
-			}
+		if j-i <= 3 && octet(name[i:j]) == int(addr.As4()[3]) {
+			return name[i:j]
 		}
 		i = j - 1
 	}
-	if point || first >= 4 {
-		weight++
-	}
-	return numbers && weight >= 3
+	return ""
 }

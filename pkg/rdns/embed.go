@@ -13,6 +13,9 @@ type embedding struct {
 	octets int    // bytes of the address in the name
 	enough bool   // no accident: 3 of 4 bytes, 8 of 16
 	near   bool   // nothing but a separator stands between two of them
+	label  bool   // two of them are in one label, apart
+	bare   bool   // the name begins with two of them, and a new label after
+	ends   bool   // a label ends with two of them
 	form   string // "dec", "run", "int", "hex"
 	end    int    // offset in the name where it ends
 	other  bool   // the name holds a whole IPv4 address, another one
@@ -45,10 +48,11 @@ type number struct {
 //	     padded with zeros or not: all four in any order (78-34-40-20,
 //	     20.red-78-34-40, 078034040020), three if they have five digits, or
 //	     four and the order forwards or backwards (fia160-115-100)
-//	run  numbers without padding, run together: 7834.4020, dynamic78344020
+//	run  numbers run together, padded or not: 7834.4020, dynamic78344020
 //	int  the address as a 32-bit integer
 //	hex  eight digits forwards or backwards, seven if the first is zero, six for
 //	     the first or the last three bytes
+//	b32  a token of seven digits to the base 32, or of six or seven to the base 36
 //
 // Two numbers that follow one another are reported, and not enough: every
 // larger mail system names its machines by the last two.
@@ -113,7 +117,12 @@ func embed4(a [4]byte, name string) embedding {
 		}
 		if twoOctets(w[:2], a) {
 			take(2, "dec", w[1].end)
-			best.near = best.near || w[1].start <= w[0].end+1
+			near := w[1].start <= w[0].end+1
+			ends := near && w[1].end < len(name) && name[w[1].end] == '.'
+			best.near = best.near || near
+			best.ends = best.ends || ends
+			best.bare = best.bare || ends && w[0].start == 0
+			best.label = best.label || w[0].end < w[1].start && strings.IndexByte(name[w[0].end:w[1].start], '.') < 0
 		}
 		if len(w) >= 4 && isChain(w[:4], name) {
 			best.other = true
@@ -122,11 +131,14 @@ func embed4(a [4]byte, name string) embedding {
 	if best.octets < 4 && total >= 4 {
 		joined(a, digits[:total], starts[:runs+1], func(octets, run int) {
 			take(octets, "run", ends[run])
-			best.near = true
+			best.near = best.near || octets > 2 // two bytes are four digits of anything
 		})
 	}
 	if best.octets < 4 {
 		hex4(addr, swapped, name, take)
+	}
+	if best.octets < 4 {
+		base32(addr, name, take)
 	}
 	return best
 }
@@ -255,9 +267,13 @@ func joined(a [4]byte, digits []byte, starts []int, found func(octets, run int))
 	}
 }
 
-// eat gives the offset after the decimal form of b at digits[i:], -1 if it is not there.
+// eat gives the offset after the decimal form of b at digits[i:], -1 if it is not
+// there. Some providers pad all bytes but the first: cs78128057 is 78.128.57.
 func eat(digits []byte, i int, b byte) int {
 	n := width(int(b))
+	if n < 3 && i+3 <= len(digits) && digits[i] == '0' && b != 0 {
+		n = 3
+	}
 	if i+n > len(digits) {
 		return -1
 	}
@@ -301,6 +317,26 @@ func hex4(addr, swapped uint32, name string, take func(int, string, int)) {
 		run = 0
 		if c != '-' && c != '.' && c != '_' {
 			all = 0
+		}
+	}
+}
+
+// base32 looks for a token that is the address to the base 32 (user-3336p07 is
+// 198.51.100.7), or 36.
+func base32(addr uint32, name string, take func(int, string, int)) {
+	for start, end := 0, 0; start < len(name); start = end + 1 {
+		end = start
+		var v32, v36 uint64
+		for end < len(name) && (isLetter(name[end]) || isDigit(name[end])) {
+			d := uint64(name[end] - '0')
+			if isLetter(name[end]) {
+				d = uint64(name[end]-'a') + 10
+			}
+			v32, v36 = v32<<5|d&31, v36*36+d
+			end++
+		}
+		if n := end - start; n == 7 && v32 == uint64(addr) || n >= 6 && n <= 7 && v36 == uint64(addr) {
+			take(4, "b32", end)
 		}
 	}
 }

@@ -35,13 +35,27 @@ type Finding struct {
 	// missing, cut, or not the one that resolves. When Class is Bogus it may
 	// hold any bytes.
 	Name string
+
+	// Confirmed tells whether Name resolves to the address, by the word of the mail
+	// server or of the DNS. Any other name is whatever somebody wrote into
+	// a reverse zone. A name that nobody asked about is not confirmed.
+	Confirmed bool
+
+	// Unclear tells that the DNS was asked about the name and did not say. When a
+	// name is neither confirmed nor unclear, the DNS has said no, or the name
+	// is Bogus, which needs no query.
+	Unclear bool
 }
 
 // A Judge decides about clients. The zero value goes by the name alone. A Judge
 // may be used by any number of goroutines.
+//
+// A filter that only wants to know with whom it deals sets Resolver and Mismatch:
+// the client is known by Name when the finding is Confirmed and its class
+// Proper.
 type Judge struct {
 	Resolver Resolver  // nil: as if no query was ever answered
-	Allow    *Patterns // names that are proper
+	Allow    *Patterns // names that are proper, unless the DNS says that they are not the client's
 	Match    *Patterns // names that are dynamic
 	Helo     bool      // let the name in HELO clear a client
 
@@ -57,7 +71,7 @@ const cutLength = 64
 // maxNames bounds the names of one address that are looked up.
 const maxNames = 4
 
-// Judge decides about c: allow list, bogus names, none and mismatch, match list,
+// Judge decides about c: bogus names, none, allow list, mismatch, match list,
 // Classify, and then whether the HELO of a flagged client clears it.
 //
 // A mail server says "no name" for every failure of the DNS as well. So nothing
@@ -68,58 +82,53 @@ const maxNames = 4
 // When ctx ends, what is not known by then is not clear.
 func (j *Judge) Judge(ctx context.Context, c Client) Finding {
 	c.Addr = c.Addr.Unmap().WithZone("")
-	if !c.Addr.IsValid() {
-		return Finding{Verdict{Proper, "no address"}, trim(c.Name)}
-	}
 	name := trim(c.Name)
+	if !c.Addr.IsValid() {
+		return Finding{Verdict: Verdict{Proper, "no address"}, Name: name}
+	}
 	if name == Unknown {
 		name = ""
 	}
+	found := named{name: name}
+	if c.FCrDNS {
+		found.own, found.all = yes, yes
+	}
 	cut := len(c.Name) == cutLength && !c.FCrDNS // one that resolves is whole
-	if rule, ok := j.Allow.Match(name); ok && name != "" {
-		return Finding{Verdict{Proper, "allow=" + rule.String()}, name}
-	}
-	var v Verdict
-	if name != "" && !cut {
-		if v = j.read(c.Addr, name); v.Class == Bogus {
-			return j.clear(ctx, c, Finding{v, name})
-		}
-	}
-
-	a := yes // the name resolves to the address
-	if name == "" || cut || !c.FCrDNS {
+	if _, allowed := j.Allow.Match(name); name == "" || !c.FCrDNS && (cut || allowed || Classify(c.Addr, name).Class != Bogus) {
 		known := name
 		if cut {
 			known = ""
 		}
-		var full string
-		full, a = j.confirm(ctx, c.Addr, known)
-		if full == "" {
-			if a == no {
-				return Finding{Verdict{None, "no name"}, ""}
-			}
-			return Finding{Verdict{Proper, "dns=unclear"}, name}
-		}
-		if full != known {
-			name = full
-			if rule, ok := j.Allow.Match(name); ok {
-				return Finding{Verdict{Proper, "allow=" + rule.String()}, name}
-			}
-			if v = j.read(c.Addr, name); v.Class == Bogus {
-				return j.clear(ctx, c, Finding{v, name})
-			}
+		found = j.confirm(ctx, c.Addr, known)
+		if found.name == "" && found.all == maybe {
+			return Finding{Verdict: Verdict{Proper, "dns=unclear"}, Name: name, Unclear: true}
 		}
 	}
-
-	switch {
-	case a == no && (j.Mismatch || v.Class == Proper):
-		return Finding{Verdict{Mismatch, "name does not resolve to the address"}, name}
-	case v.Class != Proper:
-		return j.clear(ctx, c, Finding{v, name})
-	case a == maybe && v.Evidence == "":
-		v.Evidence = "dns=unclear"
+	f := Finding{
+		Name:      found.name,
+		Confirmed: found.own == yes,
+		Unclear:   found.all == maybe,
 	}
-	return Finding{v, name}
+	if f.Name == "" {
+		f.Verdict = Verdict{None, "no name"}
+		return j.clear(ctx, c, f)
+	}
+	// Whoever writes a reverse zone can use up our time before another name of his is
+	// asked about: so doubt helps only the name that the mail server found.
+	if rule, ok := j.Allow.Match(f.Name); ok && (f.Confirmed || found.own == maybe && f.Name == name && !cut) {
+		f.Verdict = Verdict{Proper, "allow=" + rule.String()}
+		return f
+	}
+	switch f.Verdict = j.read(c.Addr, f.Name); {
+	case f.Class != Bogus && found.all == no && (j.Mismatch || f.Class == Proper):
+		f.Verdict = Verdict{Mismatch, "name does not resolve to the address"}
+	case f.Class == Proper && f.Unclear && f.Evidence == "":
+		f.Evidence = "dns=unclear"
+	}
+	if f.Class == Proper {
+		return f
+	}
+	return j.clear(ctx, c, f)
 }
 
 // read judges by what a name says.
@@ -140,47 +149,55 @@ func trim(name string) string { return strings.TrimSuffix(name, ".") }
 type answer uint8
 
 const (
-	no answer = iota
+	no    answer = iota
+	maybe        // not clear
 	yes
-	maybe // not clear
 )
 
+// named is a name of an address, and what the DNS says about it.
+type named struct {
+	name string
+	own  answer // whether it resolves to the address
+	all  answer // whether any name of the address does
+}
+
 // confirm finds a name of addr that resolves to addr; known, if not empty, is
-// one of its names. The answer no comes with a name that does not resolve to
-// addr, or with none if addr has none.
-func (j *Judge) confirm(ctx context.Context, addr netip.Addr, known string) (string, answer) {
+// one of its names. When none does, it gives the first that is not clear, else the
+// first, and "" if addr has no name.
+func (j *Judge) confirm(ctx context.Context, addr netip.Addr, known string) named {
 	if j.Resolver == nil {
-		return known, maybe
+		return named{known, maybe, maybe}
 	}
-	result := no
-	if known != "" {
-		if result = j.resolves(ctx, known, addr); result == yes {
-			return known, yes
+	var found named
+	try := func(name string) bool {
+		a := j.resolves(ctx, name, addr)
+		if found.name == "" || a > found.own {
+			found.name, found.own = name, a
 		}
+		return a == yes
+	}
+	if known != "" && try(known) {
+		found.all = yes
+		return found
 	}
 	names, err := j.Resolver.PTR(ctx, addr)
 	if err != nil && !notFound(err) {
-		return known, maybe
-	}
-	name := known
-	if len(names) > maxNames {
-		result = maybe // one of the others may resolve
+		found.all = maybe
+		return found
 	}
 	for _, s := range names[:min(len(names), maxNames)] {
 		if s = trim(s); s == "" || strings.EqualFold(s, known) {
 			continue
 		}
-		if name == "" {
-			name = s
-		}
-		switch j.resolves(ctx, s, addr) {
-		case yes:
-			return s, yes
-		case maybe:
-			result = maybe
+		if try(s) {
+			break
 		}
 	}
-	return name, result
+	found.all = found.own
+	if found.all == no && len(names) > maxNames {
+		found.all = maybe // one of the others may resolve
+	}
+	return found
 }
 
 // resolves tells whether addr is among the addresses of name.

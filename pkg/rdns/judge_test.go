@@ -86,9 +86,19 @@ func TestJudge(t *testing.T) {
 		{"no name, but there is a dynamic one", zone{addr.String(): dyn, dyn: addr.String()},
 			Client{addr, Unknown, false, ""}, Dynamic, dyn, "embed=4 hex"},
 		{"no name, but there is a bogus one", zone{addr.String(): "localhost"}, Client{addr, Unknown, false, ""}, Bogus, "localhost", ""},
-		{"no name, but there is an allowed one", zone{addr.String(): "p5ddb3ec9.allowed.example"},
+		{"no name, but there is an allowed one", zone{addr.String(): "p5ddb3ec9.allowed.example", "p5ddb3ec9.allowed.example": addr.String()},
 			Client{addr, Unknown, false, ""}, Proper, "p5ddb3ec9.allowed.example", "allow="},
-		{"no name is not cleared by HELO", zone{mail: addr.String()}, Client{addr, Unknown, false, mail}, None, "", ""},
+		{"no name, but an allowed one of another", zone{addr.String(): "mx.allowed.example"},
+			Client{addr, Unknown, false, ""}, Mismatch, "mx.allowed.example", ""},
+		{"no name, cleared by HELO", zone{mail: addr.String()}, Client{addr, Unknown, false, mail}, Proper, "", "helo=mail.example.org; was=none"},
+		{"no name, HELO of another host", zone{mail: "192.0.2.1"}, Client{addr, Unknown, false, mail}, None, "", ""},
+		{"no name, HELO dynamic", zone{dyn: addr.String()}, Client{addr, Unknown, false, dyn}, None, "", ""},
+		{"mismatch, cleared by HELO", zone{addr.String(): "old.example.org", mail: addr.String()},
+			Client{addr, "old.example.org", false, mail}, Proper, "old.example.org", "helo=mail.example.org; was=mismatch"},
+		{"mismatch, HELO the same name", zone{addr.String(): mail}, Client{addr, mail, false, mail}, Mismatch, mail, ""},
+		{"dot forgotten, cleared by HELO", zone{mail: addr.String()},
+			Client{addr, mail + ".62.219.93.in-addr.arpa", false, mail}, Proper, mail + ".62.219.93.in-addr.arpa", "was=mismatch"},
+		{"dot forgotten", nil, Client{addr, mail + ".62.219.93.in-addr.arpa", false, ""}, Mismatch, mail + ".62.219.93.in-addr.arpa", ""},
 
 		{"mismatch, clearly", zone{addr.String(): mail}, Client{addr, mail, false, ""}, Mismatch, mail, ""},
 		{"mismatch, another address", zone{addr.String(): mail, mail: "192.0.2.1"}, Client{addr, mail, false, ""}, Mismatch, mail, ""},
@@ -110,7 +120,19 @@ func TestJudge(t *testing.T) {
 		{"cut and not clear", zone{six.String(): "fail"}, Client{six, long[:64], false, ""}, Proper, strings.TrimSuffix(long[:64], "."), "dns=unclear"},
 
 		{"allowed", nil, Client{addr, "p5ddb3ec9.allowed.example", true, ""}, Proper, "p5ddb3ec9.allowed.example", "allow=allow:2"},
-		{"allowed before mismatch", nil, Client{addr, "x.allowed.example", false, ""}, Proper, "x.allowed.example", "allow=allow:2"},
+		{"allowed, but not its name", nil, Client{addr, "x.allowed.example", false, ""}, Mismatch, "x.allowed.example", ""},
+		{"allowed, but dynamic and not its name", nil, Client{addr, "p5ddb3ec9.allowed.example", false, ""}, Mismatch, "p5ddb3ec9.allowed.example", ""},
+		{"allowed, and it does resolve", zone{"x.allowed.example": addr.String()}, Client{addr, "x.allowed.example", false, ""}, Proper, "x.allowed.example", "allow=allow:2"},
+		{"allowed, and no clear address", zone{"x.allowed.example": "fail"}, Client{addr, "x.allowed.example", false, ""}, Proper, "x.allowed.example", "allow=allow:2"},
+		{"allowed, but not its name, and no clear other names", zone{addr.String(): "fail"}, Client{addr, "x.allowed.example", false, ""}, Proper, "x.allowed.example", "dns=unclear"},
+		{"allowed, but not its name, beside many", zone{addr.String(): "x.allowed.example a.example b.example c.example d.example"},
+			Client{addr, "x.allowed.example", false, ""}, Proper, "x.allowed.example", "dns=unclear"},
+		{"allowed, but not its name, beside one not clear", zone{addr.String(): "x.allowed.example a.example", "a.example": "fail"},
+			Client{addr, "x.allowed.example", false, ""}, Proper, "a.example", "dns=unclear"},
+		{"allowed, not clear, and never reported", zone{addr.String(): "a.example x.allowed.example", "x.allowed.example": "fail"},
+			Client{addr, Unknown, false, ""}, Proper, "x.allowed.example", "dns=unclear"},
+		{"bogus and allowed", zone{"intranet": addr.String()}, Client{addr, "intranet", false, ""}, Proper, "intranet", "allow=allow:3"},
+		{"bogus and allowed, but not its name", nil, Client{addr, "intranet", false, ""}, Bogus, "intranet", ""},
 		{"matched", nil, Client{addr, "mail.matched.example", true, ""}, Dynamic, "mail.matched.example", "match=match:1"},
 
 		{"cleared by HELO", zone{mail: addr.String()}, Client{addr, dyn, true, "Mail.example.org."}, Proper, dyn, "helo=Mail.example.org; was=dynamic"},
@@ -125,7 +147,7 @@ func TestJudge(t *testing.T) {
 		{"HELO anybody can have", zone{"mail.93-219-62-201.sslip.example": addr.String()}, Client{addr, dyn, true, "mail.93-219-62-201.sslip.example"}, Dynamic, dyn, ""},
 		{"no address", nil, Client{Name: dyn}, Proper, dyn, "no address"},
 	}
-	allow, _ := ParsePatterns(strings.NewReader("# ours\n*.allowed.example\n"), "allow")
+	allow, _ := ParsePatterns(strings.NewReader("# ours\n*.allowed.example\n^intranet$\n"), "allow")
 	match, _ := ParsePatterns(strings.NewReader(`.*\.matched\..*`), "match")
 	for _, tt := range tests {
 		j := &Judge{Resolver: tt.zone, Allow: allow, Match: match, Helo: true, Mismatch: true}
@@ -144,6 +166,45 @@ func TestJudge(t *testing.T) {
 	j := &Judge{Resolver: zone{mail: addr.String()}}
 	if f := j.Judge(t.Context(), Client{addr, dyn, true, mail}); f.Class != Dynamic {
 		t.Errorf("HELO clears although it is off: %s (%s)", f.Class, f.Evidence)
+	}
+}
+
+// Who the client is, for other filters: the name counts when it is confirmed.
+func TestJudgeConfirmed(t *testing.T) {
+	const mail = "mail.example.org"
+	addr := netip.MustParseAddr("93.219.62.201")
+	six := netip.MustParseAddr("2a02:8388:6582:fe80::6")
+	for _, tt := range []struct {
+		what               string
+		zone               zone
+		c                  Client
+		name               string
+		confirmed, unclear bool
+	}{
+		{"the mail server says so", zone{mail: "fail"}, Client{addr, mail + ".", true, ""}, mail, true, false},
+		{"the DNS says so", zone{mail: addr.String()}, Client{addr, mail, false, ""}, mail, true, false},
+		{"another name", zone{addr.String(): "a.example b.example", "b.example": addr.String()}, Client{addr, mail, false, ""}, "b.example", true, false},
+		{"another name, one not clear", zone{addr.String(): "a.example b.example", "a.example": "fail", "b.example": addr.String()}, Client{addr, mail, false, ""}, "b.example", true, false},
+		{"none found, but there is one", zone{addr.String(): mail, mail: addr.String()}, Client{addr, Unknown, false, ""}, mail, true, false},
+		{"cut", zone{six.String(): long, long: six.String()}, Client{six, long[:64], false, ""}, long, true, false},
+		{"cut, and not its name", zone{six.String(): long}, Client{six, long[:64], false, ""}, long, false, false},
+		{"cut, and not clear", zone{six.String(): "fail"}, Client{six, long[:64], false, ""}, strings.TrimSuffix(long[:64], "."), false, true},
+		{"not its name", nil, Client{addr, mail, false, ""}, mail, false, false},
+		{"no clear address", zone{mail: "fail"}, Client{addr, mail, false, ""}, mail, false, true},
+		{"no clear other names", zone{addr.String(): "fail"}, Client{addr, mail, false, ""}, mail, false, true},
+		{"no name", nil, Client{addr, Unknown, false, ""}, "", false, false},
+		{"no name, and not clear", zone{addr.String(): "fail"}, Client{addr, Unknown, false, ""}, "", false, true},
+		{"bogus", zone{"localhost": addr.String()}, Client{addr, "localhost", false, ""}, "localhost", false, false},
+		{"HELO confirms nothing", zone{addr.String(): mail, "a.example": addr.String()}, Client{addr, mail, false, "a.example"}, mail, false, false},
+	} {
+		j := &Judge{Resolver: tt.zone, Helo: true, Mismatch: true}
+		f := j.Judge(t.Context(), tt.c)
+		if f.Name != tt.name || f.Confirmed != tt.confirmed || f.Unclear != tt.unclear {
+			t.Errorf("%s: %q, confirmed %v, unclear %v (%s)", tt.what, f.Name, f.Confirmed, f.Unclear, f.Class)
+		}
+	}
+	if f := new(Judge).Judge(t.Context(), Client{addr, mail, false, ""}); f.Confirmed || !f.Unclear {
+		t.Errorf("without resolver: %+v", f)
 	}
 }
 

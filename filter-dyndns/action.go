@@ -21,9 +21,11 @@ var actions = []struct {
 	{rdns.Bogus, cli.Junk, "`ACTION` for localhost, single labels, reverse zones and addresses as name"},
 }
 
+// The code for reverse names is that of RFC 7372 section 3.3.
 const (
 	residential = "550 5.7.1 [%i] %n looks like a residential or generic line; please use your provider's mail server"
-	nameless    = "550 5.7.25 [%i] has no valid reverse name" // RFC 7372 section 3.3
+	nameless    = "550 5.7.25 [%i] has no valid reverse name"
+	unconfirmed = "550 5.7.25 [%i] reverse name %n does not resolve to this address"
 )
 
 // parseReplies returns the reply for each class: the given one, or our own.
@@ -31,11 +33,14 @@ func parseReplies(given string) (map[rdns.Class]cli.Reply, error) {
 	replies := make(map[rdns.Class]cli.Reply)
 	for class := rdns.None; class < rdns.Proper; class++ {
 		text := residential
-		switch {
-		case given != "":
-			text = given
-		case class == rdns.None || class == rdns.Mismatch || class == rdns.Bogus:
+		switch class {
+		case rdns.None, rdns.Bogus:
 			text = nameless
+		case rdns.Mismatch:
+			text = unconfirmed
+		}
+		if given != "" {
+			text = given
 		}
 		r, err := cli.ParseReply(text, "inc")
 		if err != nil {

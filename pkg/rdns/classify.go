@@ -113,7 +113,7 @@ func Classify(addr netip.Addr, name string) Verdict {
 	var f findings
 	if !e.enough {
 		f.read(name, false)
-		if !f.suspicious(name, e) {
+		if !f.suspicious(addr, name, e) {
 			return Verdict{Class: Proper}
 		}
 	}
@@ -233,10 +233,10 @@ type findings struct {
 }
 
 // suspicious tells whether the name could be flagged although e is not enough.
-func (f *findings) suspicious(name string, e embedding) bool {
+func (f *findings) suspicious(addr netip.Addr, name string, e embedding) bool {
 	w := &f.word
-	return f.mac || w[dynamic] != "" || w[access] != "" || w[customer] != "" ||
-		w[static] != "" || w[blank] != "" || (e.near || e.label || e.other || w[line] != "") && !isMail(name)
+	return f.mac || w[dynamic] != "" || w[access] != "" || w[customer] != "" || w[static] != "" || w[blank] != "" ||
+		(e.near || e.label || e.other || isPerson(w[line], name, lastByte(addr, name))) && !isMail(name)
 }
 
 // weight adds up the words for access lines.
@@ -412,9 +412,11 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 	if e.enough && weight == 0 || !embedded && (e.near || e.other) {
 		company = accessWord(domain)
 	}
-	last := lastByte(addr, name)
-	if w[customer] == "" && !isPerson(w[line], name, last) {
-		last = ""
+	last := ""
+	if !embedded && (w[customer] != "" || w[line] != "") {
+		if last = lastByte(addr, name); w[customer] == "" && !isPerson(w[line], name, last) {
+			last = ""
+		}
 	}
 	hint := !embedded && f.hint(e, last != "", company != "")
 	mac := f.mac && (weight > 0 || w[hosting] == "")
@@ -473,7 +475,7 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 		proof = "embed=mac"
 	case e.other:
 		proof = "embed=other"
-	case hint && last != "":
+	case last != "":
 		proof = "embed=last"
 	}
 	switch {
@@ -554,7 +556,8 @@ func spoken(addr netip.Addr, name string, reg int, f *findings, rented func() bo
 // and number: nas3-user93.
 func isPerson(word, name, number string) bool {
 	first, _, _ := strings.Cut(name, ".")
-	return number != "" && strings.HasSuffix(first, word+number) &&
+	before, ok := strings.CutSuffix(first, number)
+	return ok && word != "" && number != "" && strings.HasSuffix(before, word) &&
 		(strings.HasPrefix(word, "us") || strings.HasPrefix(word, "cli") || strings.HasPrefix(word, "kli") || strings.HasPrefix(word, "ute"))
 }
 

@@ -326,16 +326,21 @@ func hex4(addr, swapped uint32, name string, take func(int, string, int)) {
 func base32(addr uint32, name string, take func(int, string, int)) {
 	for start, end := 0, 0; start < len(name); start = end + 1 {
 		end = start
-		var v32, v36 uint64
-		for end < len(name) && (isLetter(name[end]) || isDigit(name[end])) {
-			d := uint64(name[end] - '0')
-			if isLetter(name[end]) {
-				d = uint64(name[end]-'a') + 10
-			}
-			v32, v36 = v32<<5|d&31, v36*36+d
+		for end < len(name) && name[end] != '.' && name[end] != '-' && name[end] != '_' {
 			end++
 		}
-		if n := end - start; n == 7 && v32 == uint64(addr) || n >= 6 && n <= 7 && v36 == uint64(addr) {
+		if n := end - start; n != 6 && n != 7 {
+			continue
+		}
+		var v32, v36 uint64
+		for i := start; i < end; i++ {
+			d := uint64(name[i] - '0')
+			if isLetter(name[i]) {
+				d = uint64(name[i]-'a') + 10
+			}
+			v32, v36 = v32<<5|d, v36*36+d
+		}
+		if v32 == uint64(addr) && end-start == 7 || v36 == uint64(addr) {
 			take(4, "b32", end)
 		}
 	}

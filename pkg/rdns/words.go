@@ -105,8 +105,8 @@ func kindOfParts(w string, dsl, glue bool) kind {
 		}
 	}
 	switch {
-	case strings.HasPrefix(w, "adsl"), strings.HasPrefix(w, "vdsl"), strings.HasPrefix(w, "cable"), strings.HasSuffix(w, "cable"),
-		isTechnology(w), dsl && (strings.HasPrefix(w, "dsl") || strings.HasSuffix(w, "dsl")):
+	case isTechnology(w), dsl && (strings.HasPrefix(w, "dsl") || strings.HasSuffix(w, "dsl")),
+		strings.HasPrefix(w, "cable"), strings.HasSuffix(w, "cable"):
 		return access
 	case strings.HasPrefix(w, "customer"), strings.HasPrefix(w, "subscriber"):
 		return customer
@@ -116,12 +116,18 @@ func kindOfParts(w string, dsl, glue bool) kind {
 	return noKind
 }
 
-// isTechnology tells whether w ends as the names of access technologies do.
+// isTechnology tells whether w begins or ends as the names of access technologies do.
 func isTechnology(w string) bool {
-	for _, s := range [...]string{"adsl", "vdsl", "sdsl", "xdsl", "catv", "ftth", "gpon"} {
-		if strings.HasSuffix(w, s) {
-			return true
-		}
+	if len(w) < 4 {
+		return false
+	}
+	switch w[:4] {
+	case "adsl", "vdsl":
+		return true
+	}
+	switch w[len(w)-4:] {
+	case "adsl", "vdsl", "sdsl", "xdsl", "catv", "ftth", "gpon":
+		return true
 	}
 	return false
 }
@@ -150,7 +156,7 @@ func glued(w string) kind {
 
 // part gives the kind of a part of a word.
 func part(w string) kind {
-	if isTechnology(w) || strings.HasSuffix(w, "dsl") && len(w) == 4 {
+	if isTechnology(w) || len(w) == 4 && strings.HasSuffix(w, "dsl") {
 		return access
 	}
 	return kindOf(w)
@@ -161,22 +167,25 @@ var mailStems = newStems("mail", "smtp", "relay", "outbound", "imap", "postfix")
 
 func isMail(name string) bool { return mailStems.find(name) != "" }
 
-// stems are parts of words, by their first byte.
-type stems [256][]string
+// stems are parts of words, by their first letter.
+type stems [26][]string
 
 func newStems(all ...string) *stems {
 	var s stems
 	for _, w := range all {
-		s[w[0]] = append(s[w[0]], w)
+		s[w[0]-'a'] = append(s[w[0]-'a'], w)
 	}
 	return &s
 }
 
 // find gives a stem that is anywhere in s, "" if none is.
 func (t *stems) find(s string) string {
-	for i := range len(s) {
-		for _, w := range t[s[i]] {
-			if strings.HasPrefix(s[i:], w) {
+	for i := 0; i+2 < len(s); i++ {
+		if !isLetter(s[i]) {
+			continue
+		}
+		for _, w := range t[s[i]-'a'] {
+			if w[1] == s[i+1] && strings.HasPrefix(s[i:], w) {
 				return w
 			}
 		}

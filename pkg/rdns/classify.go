@@ -406,7 +406,8 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 	domain := name[reg:]
 	rented := func() bool { return w[hosting] != "" || isHosting(domain) }
 
-	pair := e.octets >= 2 && (w[dynamic] != "" || w[access] != "" || e.near && w[customer] != "" || strings.HasPrefix(w[static], "static"))
+	pair := e.octets >= 2 && (w[dynamic] != "" || w[access] != "" || e.near && w[customer] != "" ||
+		(e.near || e.form == "run") && strings.HasPrefix(w[static], "static"))
 	embedded := e.enough || pair
 	company := ""
 	if e.enough && weight == 0 || !embedded && (e.near || e.other) {
@@ -419,7 +420,7 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 		}
 	}
 	hint := !embedded && f.hint(e, last != "", company != "")
-	mac := f.mac && (weight > 0 || w[hosting] == "")
+	mac := f.mac && (weight > 0 || !rented())
 	if !embedded && !mac && !hint && w[blank] == "" && name[:max(reg-1, 0)] != "static" &&
 		!spoken(addr, name, reg, f, rented) {
 		return Verdict{Class: Proper}
@@ -443,7 +444,7 @@ func decide(addr netip.Addr, name string, reg int, e embedding, f *findings) Ver
 		class, k = Hosting, hosting
 	case w[static] != "":
 		class, k = Static, static
-	case strings.Contains(domain, "business"):
+	case !hint && strings.Contains(domain, "business"):
 		class, k = Static, access
 	case w[access] != "":
 		class, k = Dynamic, access

@@ -19,6 +19,7 @@ GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -ldflags "-s -w -X opensmtpd-filte
 STATICCHECK =	${GO} run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME =	1m
 RECORDS =	5000000
+SOAK =		3m
 
 all:
 	@for f in ${FILTERS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
@@ -33,6 +34,11 @@ test: all
 	@if [ `id -u` = 0 ]; then test/install.sh; fi
 	${GO} test `${GO} list ./... | grep -v /test$$`
 	${GO} test -count=1 ./test
+
+# All filters in a chain under everything that clients, DNS and disk do, for SOAK.
+# As root, after test/install.sh.
+soak: all
+	@CGO_ENABLED=0 ${GO} run -trimpath ./test/soak -for ${SOAK}
 
 # With up to RECORDS records in the store of filter-greylist.
 bench: all
@@ -88,4 +94,4 @@ uninstall:
 clean:
 	rm -rf bin
 
-.PHONY: all demo test bench fuzz lint man cross install uninstall clean
+.PHONY: all demo test soak bench fuzz lint man cross install uninstall clean

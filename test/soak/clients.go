@@ -650,8 +650,12 @@ func (s *session) long() {
 			m.fields += " " + line(65400) + "x\r\n"
 		}
 	}
-	if s.rng.IntN(4) == 0 { // what is no field at all
+	switch s.rng.IntN(4) { // what is no field at all
+	case 0:
 		m.fields += ". " + line(65400) + "x\r\n"
+	case 1: // with one place to fold it
+		n := []int{1990, 2100, 65400, 65490}[s.rng.IntN(4)] + s.rng.IntN(20)
+		m.fields += [...]string{". ", ".\t", ".. ", " . "}[s.rng.IntN(4)] + strings.Repeat("a", n) + "\r\n"
 	}
 	for range 1 + s.rng.IntN(6) {
 		m.text = append(m.text, line(65530)+"x\r\nRSET\r\n.\r\nMAIL FROM:<evil@example.net>\r\n"...)

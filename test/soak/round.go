@@ -42,9 +42,10 @@ type state struct {
 	failures            []string
 }
 
-// mostClients is how many are there at once, at most. More come only to a
-// machine that is too slow for them.
-const mostClients = 1500
+// mostClients is how many are there at once, at most. The slowest weather makes
+// a client stay for three seconds or so; if there are more, the machine is too
+// slow for them, and those that should come stay away.
+func (r *round) mostClients() int { return 50 + int(5*r.rate) }
 
 func (r *round) begin() (err error) {
 	r.ledger, r.watch = newLedger(), &watcher{to: r.log}
@@ -206,7 +207,7 @@ func (r *round) run() (bad []string, err error) {
 	looked, started, skipped := time.Duration(0), 0, 0
 	for now() < r.length && !r.ended() {
 		for due := int(now().Seconds() * r.rate); started < due; started++ {
-			if r.crowd.inFlight() >= mostClients {
+			if r.crowd.inFlight() >= r.mostClients() {
 				skipped++
 				continue
 			}

@@ -57,6 +57,8 @@ func TestRises(t *testing.T) {
 		{"descriptors", func(m float64, u *use) { u.fds += int(m) }, nil, "filter-dnsbl: descriptors"},
 		{"threads", func(m float64, u *use) { u.threads += int(m / 2) }, nil, "filter-dnsbl: threads"},
 		{"processor time", func(m float64, u *use) { u.cpu += time.Duration(m * float64(u.cpu) / 10) }, nil, "filter-dnsbl: processor time"},
+		{"processor time, while the machine becomes faster", func(m float64, u *use) { u.cpu += time.Duration(m * float64(u.cpu) / 20) },
+			func(m float64) float64 { return 2 - m/60 }, "filter-dnsbl: processor time"},
 		{"processor time of a slower machine too", func(m float64, u *use) { u.cpu += time.Duration(m * float64(u.cpu) / 5) },
 			func(m float64) float64 { return 1 + m/60 }, "filter-dnsbl: processor time"},
 		{"not there", func(_ float64, u *use) { *u = use{} }, nil, "not seen"},

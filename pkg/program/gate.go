@@ -1,6 +1,7 @@
 package program
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -159,7 +160,8 @@ func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Ver
 	})
 }
 
-func (g *Gate[S]) timeout() time.Duration { return g.Program.Timeout.Value }
+// timeout is that of SPF: what a program without -timeout asks is no more.
+func (g *Gate[S]) timeout() time.Duration { return cmp.Or(g.Program.Timeout.Value, 5*time.Second) }
 
 // rcpt answers for one recipient.
 func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {

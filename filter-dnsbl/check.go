@@ -277,6 +277,9 @@ func (c *checker) lookup(addr netip.Addr, stdout io.Writer) {
 	res := q.Verdict(ctx)
 
 	fmt.Fprintf(stdout, "address  %s\n", addr)
+	if trouble := c.dnsbl.Trouble(); trouble != "" {
+		fmt.Fprintf(stdout, "resolver %s\n", trouble)
+	}
 	if rdns != "" {
 		fmt.Fprintf(stdout, "name     %s\n", dnsbl.Clean(rdns))
 	}

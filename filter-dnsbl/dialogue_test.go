@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"fmt"
-	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -97,14 +96,6 @@ func TestLate(t *testing.T) {
 		}
 		p.Expect(session, "connect", "junk")
 		return
-	}
-}
-
-func TestPublic(t *testing.T) {
-	for addr, want := range map[string]bool{"8.8.8.8": true, "1.1.1.1": true, "9.9.9.9": true, "2606:4700:4700::1111": true, "127.0.0.1": false, "192.0.2.53": false} {
-		if got := public(netip.MustParseAddr(addr)); got != want {
-			t.Errorf("%s: %v", addr, got)
-		}
 	}
 }
 

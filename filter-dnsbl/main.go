@@ -254,8 +254,10 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 		MinTTL:  f.minTTL.Value, MaxTTL: f.maxTTL.Value,
 		Log: log, Metrics: c.metrics,
 	})
-	if s := c.resolver.Servers(); public(s[0].Addr()) {
-		log.Warn("a public resolver is asked first; many lists do not answer it, or answer with errors: run a resolver of your own", "resolver", s[0].Addr())
+	for _, s := range c.resolver.Servers() {
+		if resolve.Public(s.Addr()) {
+			log.Warn("a public resolver is asked; many lists do not answer it, or answer with errors: run a resolver of your own, and ask no other", "resolver", s.Addr())
+		}
 	}
 	c.dnsbl = dnsbl.New(dnsbl.Options{
 		Lists: f.lists, BlockAt: f.blockAt, JunkAt: f.junkAt,
@@ -263,23 +265,6 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 		Resolver: c.resolver, Log: log, Metrics: c.metrics,
 	})
 	return c, nil
-}
-
-// public reports whether an address is that of a well-known public resolver.
-func public(a netip.Addr) bool {
-	for _, p := range []string{
-		"8.8.8.8", "8.8.4.4", "2001:4860:4860::8888", "2001:4860:4860::8844", // Google
-		"1.1.1.1", "1.0.0.1", "1.1.1.2", "1.1.1.3", "2606:4700:4700::1111", "2606:4700:4700::1001", // Cloudflare
-		"9.9.9.9", "9.9.9.10", "9.9.9.11", "149.112.112.112", "2620:fe::fe", "2620:fe::9", // Quad9
-		"208.67.222.222", "208.67.220.220", "2620:119:35::35", "2620:119:53::53", // OpenDNS
-		"4.2.2.1", "4.2.2.2", "4.2.2.3", "4.2.2.4", "64.6.64.6", "64.6.65.6", // Level 3, Verisign
-		"94.140.14.14", "94.140.15.15", "77.88.8.8", "77.88.8.1", "185.228.168.9", "76.76.2.0", "76.76.10.0",
-	} {
-		if a == netip.MustParseAddr(p) {
-			return true
-		}
-	}
-	return false
 }
 
 // watch keeps the health of lists, files and metrics up to date until the

@@ -35,8 +35,10 @@ var postscreenLists = []string{
 	"zen.spamhaus.org", "b.barracudacentral.org", "bl.spameatingmonkey.net", "bl.spamcop.net", "swl.spamhaus.org", "list.dnswl.org",
 }
 
+type listZone struct{ zone, kind, data string }
+
 // listZones are the lists, served by rbldnsd: zone and type, and data.
-var listZones = []struct{ zone, kind, data string }{
+var listZones = []listZone{
 	{"zen.spamhaus.org", "ip4set", "127.0.0.2 :2:\n127.0.0.2 :10:\n203.0.113.1 :2:listed $\n203.0.113.1 :9:\n203.0.113.3 :10:\n203.0.113.6/31 :4:\n"},
 	{"zen.spamhaus.org", "ip6trie", ":127.0.0.3:snowshoe $\n2001:db8:bad::/48\n!2001:db8:bad::1\n"},
 	{"b.barracudacentral.org", "ip4set", "127.0.0.2 :2:\n203.0.113.2 :2:\n203.0.113.8 :12:\n"},
@@ -53,6 +55,12 @@ var listZones = []struct{ zone, kind, data string }{
 // serveLists serves listZones for the rest of the test.
 func serveLists(t *testing.T) {
 	t.Helper()
+	serveZones(t, listDNS, listZones)
+}
+
+// serveZones serves zones at an address for the rest of the test.
+func serveZones(t *testing.T, at string, zones []listZone) {
+	t.Helper()
 	rbldnsd, err := exec.LookPath("rbldnsd")
 	if err != nil {
 		if os.Getenv("CI") != "" {
@@ -68,8 +76,8 @@ func serveLists(t *testing.T) {
 	if err := os.Chmod(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	args := []string{"-n", "-e", "-u", "nobody", "-b", strings.Replace(listDNS, ":", "/", 1)}
-	for i, z := range listZones {
+	args := []string{"-n", "-e", "-u", "nobody", "-b", strings.Replace(at, ":", "/", 1)}
+	for i, z := range zones {
 		file := filepath.Join(dir, fmt.Sprint(i))
 		data := "$SOA 3000 ns.example.net root.example.net 0 600 300 86400 300\n" + z.data
 		if err := os.WriteFile(file, []byte(data), 0o644); err != nil {
@@ -91,10 +99,10 @@ func serveLists(t *testing.T) {
 		}
 	})
 	ask := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp", listDNS)
+		return new(net.Dialer).DialContext(ctx, "udp", at)
 	}}
 	for deadline := time.Now().Add(time.Minute); ; {
-		_, err := ask.LookupHost(t.Context(), "2.0.0.127.zen.spamhaus.org.")
+		_, err := ask.LookupHost(t.Context(), "2.0.0.127."+zones[0].zone+".")
 		if err == nil {
 			return
 		}
@@ -144,7 +152,7 @@ func TestDnsblPostscreen(t *testing.T) {
 				serveLists(t)
 				s := start(t, dnsbl(r, mode+"-blockAt 3 -junkAt 2 @/run/test/sites"))
 				s.tested(postscreenLists...)
-				if _, err := s.WaitLog("list is dead", "list=dnsbl.sorbs.net", "emptied 2024-06"); err != nil {
+				if _, err := s.WaitLog("list dnsbl.sorbs.net is not asked", "emptied 2024-06"); err != nil {
 					t.Error(err)
 				}
 				for addr, c := range clients {
@@ -254,7 +262,7 @@ func TestDnsblTrouble(t *testing.T) {
 		if got := s.outcome(smtpdtest.Mail{Src: "203.0.113.1", To: "bob"}); got != "inbox" {
 			t.Errorf("without a resolver: %s", got)
 		}
-		if _, err := s.WaitLog("a public resolver is asked first", "9.9.9.9"); err != nil {
+		if _, err := s.WaitLog("a public resolver is asked", "9.9.9.9"); err != nil {
 			t.Error(err)
 		}
 	})

@@ -31,6 +31,14 @@ func (k known) decode(answer []netip.Addr, about Subject) (codes []netip.Addr, f
 	return answer, nil
 }
 
+// world is the fault of a zone that lists everybody.
+func (k known) world(why string) *fault {
+	if k.toAll != "" {
+		return &fault{"lists the world: " + why, k.toAll}
+	}
+	return &fault{"lists the world: " + why, "remove the list"}
+}
+
 func (k known) fault(a netip.Addr) *fault {
 	remedy := k.remedy
 	if remedy == "" {

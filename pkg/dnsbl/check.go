@@ -3,16 +3,19 @@ package dnsbl
 import (
 	"context"
 	"log/slog"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/idna"
 	"golang.org/x/net/publicsuffix"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/resolve"
 )
 
 // A Resolver is what a Checker asks. Errors are of type *net.DNSError; one that
@@ -22,8 +25,10 @@ type Resolver interface {
 	// StartA calls then once, now or later. Fresh tells that the answer is to
 	// a query that was sent for this call, and not from a cache or to a
 	// query of another one.
-	StartA(name string, then func(addrs []netip.Addr, fresh bool, err error))
-	FreshA(ctx context.Context, name string) ([]netip.Addr, error) // not from a cache
+	// An answer that is a refusal counts of the first server only.
+	StartA(name string, refusal resolve.Refusal, then func(addrs []netip.Addr, fresh bool, err error))
+	FreshA(ctx context.Context, name string, refusal resolve.Refusal) ([]netip.Addr, error) // not from a cache
+	FreshNS(ctx context.Context, name string) ([]string, error)                             // "" is the root
 	TXT(ctx context.Context, name string) ([]string, error)
 	Forget(name string) // drops it and all names below it from the cache
 }
@@ -42,20 +47,37 @@ type Options struct {
 
 // A Checker asks lists about clients. It may be used from several goroutines.
 type Checker struct {
-	opts    Options
-	entries []*entry
-	zones   []*zone
-	redact  func(string) string
-	hits    map[string]*metrics.Counter // by label
+	opts   Options
+	health *resolve.Health
+	wake   chan struct{} // for Run
+	set    atomic.Pointer[lists]
+	ctx    context.Context // of tests
+	cancel context.CancelFunc
+	tests  sync.WaitGroup
+
+	mu       sync.Mutex
+	answered time.Time // when any list has, clearly
 }
 
-// An entry is a list and the zone it shares with others.
-type entry struct {
+// lists are those in use. They are replaced, never changed.
+type lists struct {
+	entries []*item
+	zones   []*zone
+	redact  func(string) string
+	counts  map[string]counts // by label
+}
+
+// counts are those of a label.
+type counts struct{ hits, shared, decisive *metrics.Counter }
+
+// An item is a list and the zone it shares with others.
+type item struct {
 	List
 	zone *zone
 }
 
-// New returns a Checker. It asks nothing yet. Lists that are dead are logged.
+// New returns a Checker. It asks nothing yet. What is odd about the lists is
+// logged, see [Options.Warnings].
 func New(o Options) *Checker {
 	if o.Timeout <= 0 {
 		o.Timeout = 2 * time.Second
@@ -63,118 +85,207 @@ func New(o Options) *Checker {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	o.Lists = Distinct(o.Lists)
-	c := &Checker{opts: o, hits: make(map[string]*metrics.Counter)}
-	var keys []string
-	for _, l := range o.Lists {
-		if l.Dead != "" {
-			o.Log.Warn("list is dead and not asked; remove it", "list", l.Label, "why", l.Dead)
-		}
-		keys = append(keys, Keys(l.zone)...)
-		c.entries = append(c.entries, &entry{l, c.zoneOf(l)})
-		c.hits[l.Label] = o.Metrics.Counter(hitsTotal, l.Label)
-	}
-	c.redact = Redactor(keys)
-	if most := c.most(); most < o.BlockAt {
-		o.Log.Warn("all lists together do not reach -blockAt", "blockAt", o.BlockAt, "lists", most)
-	}
+	c := &Checker{opts: o, wake: make(chan struct{}, 1)}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	c.health = resolve.NewHealth(o.Resolver, o.Log, c.recovered)
+	c.Use(o.Lists)
 	return c
 }
 
-// most is what may count towards BlockAt.
-func (c *Checker) most() (n int) {
-	for _, e := range c.entries {
-		switch {
-		case e.Dead != "" || e.Weight < 0:
-		case e.Block:
-			return math.MaxInt
-		default:
-			n += e.Weight
-		}
+// Use replaces the lists. Those that stay keep their health; inquiries under way
+// keep the lists they have begun with.
+func (c *Checker) Use(all []List) {
+	o := c.opts
+	o.Lists = Distinct(all)
+	for _, w := range o.Warnings() {
+		o.Log.Warn(w)
 	}
-	return n
+	s := &lists{counts: make(map[string]counts)}
+	var keys []string
+	byZone := make(map[string][]List)
+	for _, l := range o.Lists {
+		keys = append(keys, Keys(l.zone)...)
+		byZone[l.zone] = append(byZone[l.zone], l)
+	}
+	for _, l := range o.Lists {
+		i := slices.IndexFunc(s.zones, func(z *zone) bool { return z.name == l.zone })
+		if i < 0 {
+			i = len(s.zones)
+			s.zones = append(s.zones, c.zoneOf(byZone[l.zone]))
+		}
+		s.entries = append(s.entries, &item{l, s.zones[i]})
+		m := o.Metrics
+		s.counts[l.Label] = counts{m.Counter(hitsTotal, l.Label), m.Counter(sharedTotal, l.Label), m.Counter(decisiveTotal, l.Label)}
+	}
+	s.redact = Redactor(keys)
+	c.set.Store(s)
+	c.awake()
 }
 
-func (c *Checker) zoneOf(l List) *zone {
-	i := slices.IndexFunc(c.zones, func(z *zone) bool { return z.name == l.zone })
-	if i < 0 {
-		m := c.opts.Metrics
-		z := &zone{
-			name: l.zone, label: l.Label, info: l.info,
-			resolver: c.opts.Resolver, log: c.opts.Log, patience: c.opts.Timeout,
-			errors:   m.Counter(errorsTotal, l.Label, "failure"),
-			timeouts: m.Counter(errorsTotal, l.Label, "timeout"),
-			seconds:  m.Histogram(answerSeconds, l.Label),
-			tripped:  make(chan struct{}, 1), wanted: make(chan struct{}, 1),
-		}
-		m.Gauge(listGood, func() float64 {
-			if l.Dead == "" && z.state() == good {
-				return 1
-			}
-			return 0
-		}, l.Label)
-		i = len(c.zones)
-		c.zones = append(c.zones, z)
+// zoneOf returns the zone of these lists: the one in use, if it is asked the same.
+func (c *Checker) zoneOf(of []List) *zone {
+	first := of[0]
+	m := c.opts.Metrics
+	z := &zone{
+		c: c, name: first.zone, label: first.Label, info: first.info, why: first.Dead,
+		errors:   m.Counter(errorsTotal, first.Label, "failure"),
+		timeouts: m.Counter(errorsTotal, first.Label, "timeout"),
+		asked:    m.Counter(askedTotal, first.Label),
+		seconds:  m.Histogram(answerSeconds, first.Label),
 	}
-	z := c.zones[i]
-	z.ask |= l.Ask
-	z.v4 = z.v4 || l.Ask&IP != 0 && l.V4
-	z.v6 = z.v6 || l.Ask&IP != 0 && l.V6
+	var families [3]bool
+	for _, l := range of {
+		z.ask |= l.Ask
+		z.matches = append(z.matches, l.Match)
+		families[inet] = families[inet] || l.Ask&IP != 0 && l.V4
+		families[inet6] = families[inet6] || l.Ask&IP != 0 && l.V6
+		families[hosts] = families[hosts] || l.Ask&^IP != 0
+	}
+	for f, on := range families {
+		if on {
+			z.parts = append(z.parts, &part{zone: z, family: family(f)})
+		}
+	}
+	if old := c.set.Load(); old != nil {
+		i := slices.IndexFunc(old.zones, func(o *zone) bool { return o.same(z) })
+		if i >= 0 {
+			return old.zones[i]
+		}
+	}
+	m.Gauge(listGood, func() float64 {
+		if z.why == "" && z.well() {
+			return 1
+		}
+		return 0
+	}, first.Label)
 	return z
 }
 
-// Run tests the zones, at once and as long as ctx lasts.
+// same reports whether z and o are asked the same and told apart by nothing.
+func (z *zone) same(o *zone) bool {
+	return z.name == o.name && z.label == o.label && z.ask == o.ask && z.why == o.why &&
+		slices.EqualFunc(z.parts, o.parts, func(a, b *part) bool { return a.family == b.family }) &&
+		slices.EqualFunc(z.matches, o.matches, func(a, b Match) bool { return a.text == b.text })
+}
+
+// Trouble says what is wrong with the resolver, "" if nothing is known to be.
+func (c *Checker) Trouble() string {
+	if t := c.health.Trouble(); t != resolve.Well {
+		return t.String()
+	}
+	return ""
+}
+
+func (c *Checker) awake() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run tests the zones, at once and as long as ctx lasts: every 15 minutes while
+// they are in use, and more often while they are not well.
 func (c *Checker) Run(ctx context.Context) {
-	var wg sync.WaitGroup
-	for _, z := range c.alive() {
-		wg.Go(func() { z.run(ctx) })
+	defer c.close()
+	c.tests.Go(func() { c.health.Run(ctx) })
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-c.wake:
+		case <-timer.C:
+		}
+		guard.Run(c.opts.Log, "lists", func() { timer.Reset(c.testDue()) })
 	}
-	wg.Wait()
 }
 
-// Test tests the zones once.
-func (c *Checker) Test(ctx context.Context) {
-	var wg sync.WaitGroup
-	for _, z := range c.alive() {
-		wg.Go(func() { guard(c.opts.Log, func() { z.test(ctx) }) })
-	}
-	wg.Wait()
+// close ends all tests.
+func (c *Checker) close() {
+	c.cancel()
+	c.tests.Wait()
 }
 
-func (c *Checker) alive() []*zone {
-	var zones []*zone
-	for _, z := range c.zones {
-		if dead(z.name) == "" {
-			zones = append(zones, z)
+// testDue starts the tests that are due. It returns when to call it again.
+func (c *Checker) testDue() time.Duration {
+	now := time.Now()
+	next := now.Add(testInterval)
+	if c.health.Trouble().Useless() { // recovered starts them
+		return testInterval
+	}
+	for _, z := range c.alive() {
+		var due []*part
+		z.mu.Lock()
+		for _, p := range z.parts {
+			if at := p.due(now); at.After(now) {
+				next = earlier(next, at)
+			} else {
+				due = append(due, p)
+			}
+		}
+		z.mu.Unlock()
+		if due != nil {
+			z.start(due...)
 		}
 	}
-	return zones
+	return next.Sub(now)
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// Test tests the zones once, and waits for that.
+func (c *Checker) Test(ctx context.Context) {
+	var runs []*run
+	for _, z := range c.alive() {
+		runs = append(runs, z.start(z.parts...))
+	}
+	for _, r := range runs {
+		select {
+		case <-r.done:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// alive returns the zones that are asked.
+func (c *Checker) alive() []*zone {
+	return slices.DeleteFunc(slices.Clone(c.set.Load().zones), func(z *zone) bool { return z.why != "" })
 }
 
 // An Inquiry is what is asked about one client, and the answers so far.
 type Inquiry struct {
-	c *Checker
+	c   *Checker
+	set *lists
 
 	mu      sync.Mutex
 	asks    []*ask
 	domains map[Subject]string
-	timer   *time.Timer   // of the first question whose time ends
-	certain chan struct{} // closed with an answer that makes the verdict certain; nil: nobody waits
+	timer   *time.Timer     // of the first question whose time ends
+	certain chan struct{}   // closed with an answer that makes the verdict certain; nil: nobody waits
+	counted map[string]bool // what is, of this client
 }
 
 // An ask is one question.
 type ask struct {
 	zone    *zone
+	part    *part
 	subject Subject
 	name    string
 	addr    netip.Addr // of subject IP
 	domain  string     // of the others
+	network string     // who shares it is one to doubt
 	start   time.Time
 
 	// The answer, guarded by the inquiry's mu.
 	done    bool
+	at      time.Time
 	codes   []netip.Addr
-	trusted bool // counts towards Block
 	took    time.Duration
 	failure string // why there is no answer
 }
@@ -183,15 +294,21 @@ type ask struct {
 // without waiting. A question counts as not answered after Options.Timeout, and
 // none that ends after ctx does says anything of the health of a list.
 func (c *Checker) Begin(ctx context.Context, addr netip.Addr) *Inquiry {
-	q := &Inquiry{c: c}
+	q := &Inquiry{c: c, set: c.set.Load()}
 	addr = addr.Unmap().WithZone("")
-	q.ask(ctx, ask{subject: IP, addr: addr}, func(z *zone) string { return name(z.name, addr) })
+	bits := 24
+	if addr.Is6() {
+		bits = 48
+	}
+	network, _ := addr.Prefix(bits)
+	q.ask(ctx, ask{subject: IP, addr: addr, network: network.String()}, func(z *zone) string { return name(z.name, addr) })
 	return q
 }
 
 // Domain asks the domain lists about a host name, or a domain, that the client
-// has given, instead of what was asked before for that subject. Address literals
-// and names that are addresses are not asked about.
+// has given, instead of what was asked before for that subject. Of a name that is
+// not ASCII the A-label form is asked (RFC 5891 section 4.4). Address literals and
+// names that are addresses are not asked about.
 func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	domain = strings.ToLower(strings.TrimSuffix(domain, "."))
 	q.mu.Lock()
@@ -207,6 +324,7 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	if same {
 		return
 	}
+	domain = asciiName(domain)
 	if !strings.Contains(domain, ".") || !validName(domain) {
 		return
 	}
@@ -214,7 +332,7 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	if err != nil {
 		parent = domain
 	}
-	q.ask(ctx, ask{subject: s, domain: domain}, func(z *zone) string {
+	q.ask(ctx, ask{subject: s, domain: domain, network: parent}, func(z *zone) string {
 		d := domain
 		if z.info.parent || tooLong(d, z) { // or everybody would choose long names
 			d = parent
@@ -226,6 +344,19 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 	})
 }
 
+// asciiName returns a name with its U-labels as A-labels, "" if it has none to
+// have.
+func asciiName(s string) string {
+	if strings.IndexFunc(s, func(r rune) bool { return r >= 0x80 }) < 0 {
+		return s
+	}
+	a, err := idna.New(idna.MapForLookup(), idna.Transitional(false), idna.StrictDomainName(false)).ToASCII(s)
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSuffix(a, ".")
+}
+
 func tooLong(domain string, z *zone) bool { return len(domain)+1+len(z.name) > 253 }
 
 // ask puts a question to the zones that it is for.
@@ -233,29 +364,41 @@ func (q *Inquiry) ask(ctx context.Context, about ask, name func(*zone) string) {
 	about.start = time.Now()
 	var put []*ask
 	q.mu.Lock()
-	for _, z := range q.c.zones {
+	for _, z := range q.set.zones {
 		a := about
 		a.zone = z
-		if !slices.ContainsFunc(q.c.entries, func(e *entry) bool { return e.Dead == "" && e.applies(&a) }) {
+		if !slices.ContainsFunc(q.set.entries, func(e *item) bool { return e.Dead == "" && e.applies(&a) }) {
 			continue
 		}
 		if a.name = name(z); a.name == "" {
 			continue
 		}
-		if z.use() == useless {
-			a.done, a.failure = true, notAsked
-		} else {
+		a.part = z.part(&a)
+		if a.part.use() {
 			put = append(put, &a)
+		} else {
+			a.done, a.failure = true, notAsked
 		}
 		q.asks = append(q.asks, &a)
 	}
-	if len(put) > 0 && q.timer == nil {
+	q.limit(len(put) > 0)
+	q.mu.Unlock()
+	q.put(ctx, put)
+}
+
+// limit sets the timer if there are questions and none is set. It is called with
+// mu held.
+func (q *Inquiry) limit(questions bool) {
+	if questions && q.timer == nil {
 		q.timer = time.AfterFunc(q.c.opts.Timeout, q.expire)
 	}
-	q.mu.Unlock()
-	for _, a := range put {
-		if !guard(q.c.opts.Log, func() {
-			q.c.opts.Resolver.StartA(a.name, func(answer []netip.Addr, fresh bool, err error) {
+}
+
+func (q *Inquiry) put(ctx context.Context, asks []*ask) {
+	for _, a := range asks {
+		a.zone.asked.Inc()
+		if !guard.Run(q.c.opts.Log, "lists", func() {
+			q.c.opts.Resolver.StartA(a.name, a.zone.refusal, func(answer []netip.Addr, fresh bool, err error) {
 				r := a.zone.take(ctx, a, answer, fresh, err)
 				q.answer(a, r)
 			})
@@ -263,6 +406,25 @@ func (q *Inquiry) ask(ctx context.Context, about ask, name func(*zone) string) {
 			q.answer(a, reply{failure: "internal error"})
 		}
 	}
+}
+
+// again asks the lists that were not asked because they were not well, or whose
+// answers are not to be believed, and that are well now.
+func (q *Inquiry) again(ctx context.Context) {
+	now := time.Now()
+	var put []*ask
+	q.mu.Lock()
+	for i, a := range q.asks {
+		if !a.done || a.failure != notAsked && (a.failure != "" || a.part.believes(a.at)) || a.part.state() != good {
+			continue
+		}
+		b := &ask{zone: a.zone, part: a.part, subject: a.subject, name: a.name, addr: a.addr, domain: a.domain, network: a.network, start: now}
+		q.asks[i] = b
+		put = append(put, b)
+	}
+	q.limit(len(put) > 0)
+	q.mu.Unlock()
+	q.put(ctx, put)
 }
 
 const (
@@ -273,24 +435,23 @@ const (
 // A reply is what a zone has answered.
 type reply struct {
 	codes   []netip.Addr
-	trusted bool
 	failure string
 }
 
 // answer notes the reply to a question.
 func (q *Inquiry) answer(a *ask, r reply) {
-	took := time.Since(a.start)
+	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	if a.done {
 		return
 	}
-	a.done, a.codes, a.trusted, a.failure, a.took = true, r.codes, r.trusted, r.failure, took
+	a.done, a.at, a.codes, a.failure, a.took = true, now, r.codes, r.failure, now.Sub(a.start)
 	q.changed()
 }
 
 // expire ends the questions whose time is over.
-func (q *Inquiry) expire() { guard(q.c.opts.Log, q.expireAll) }
+func (q *Inquiry) expire() { guard.Run(q.c.opts.Log, "lists", q.expireAll) }
 
 func (q *Inquiry) expireAll() {
 	now := time.Now()
@@ -326,7 +487,7 @@ func (q *Inquiry) changed() {
 	if q.certain == nil {
 		return
 	}
-	if _, _, certain := q.bounds(false); certain {
+	if q.bounds(false).certain {
 		close(q.certain)
 		q.certain = nil
 	}
@@ -360,9 +521,9 @@ func (q *Inquiry) wait(ctx context.Context, ready func() bool) {
 }
 
 // hits reports whether an answer matches.
-func (e *entry) hits(a *ask) bool { return slices.ContainsFunc(a.codes, e.Match.Contains) }
+func (e *item) hits(a *ask) bool { return slices.ContainsFunc(a.codes, e.Match.Contains) }
 
 // applies reports whether the answer to a is one to e.
-func (e *entry) applies(a *ask) bool {
+func (e *item) applies(a *ask) bool {
 	return e.zone == a.zone && e.Ask&a.subject != 0 && (a.subject != IP || e.asks(a.addr))
 }

@@ -7,13 +7,14 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/resolve"
 )
 
@@ -30,6 +31,8 @@ type fake struct {
 	asked   []string
 	flying  map[string]int // queries under way
 	cached  bool           // all answers are from a cache
+	six     string         // value of all names in the form of IPv6
+	around  string         // value of names in the form of addresses that have no other, but for 127.0.0.1
 }
 
 func (f *fake) set(name, value string) {
@@ -63,10 +66,25 @@ func (f *fake) find(name string) (string, time.Duration) {
 	if v, ok := f.records[name]; ok {
 		return v, delay
 	}
-	for pattern, v := range f.records {
-		if below, ok := strings.CutPrefix(pattern, "*"); ok && strings.HasSuffix(name, below) {
-			return v, delay
+	best := ""
+	for pattern := range f.records { // the longest
+		if below, ok := strings.CutPrefix(pattern, "*"); ok && strings.HasSuffix(name, below) && len(pattern) > len(best) && !strings.HasPrefix(name, "txt ") && name != "." {
+			best = pattern
 		}
+	}
+	if best != "" && f.records[best] != "" {
+		return f.records[best], delay
+	}
+	if best != "" && best != "*" && strings.HasPrefix(best, "*.invalid") {
+		return "", delay
+	}
+	labels := strings.Split(name, ".")
+	address := len(labels) >= 6 && len(labels) <= 8 && len(labels[3]) <= 3 && strings.Trim(labels[3], "0123456789") == "" || len(labels) >= 34 && len(labels[31]) == 1
+	switch {
+	case f.six != "" && len(labels) >= 34:
+		return f.six, delay
+	case f.around != "" && address && !strings.HasPrefix(name, "1.0.0.127.") && !strings.HasPrefix(name, "2.0.0.127.") && !strings.HasPrefix(name, "1.0.0.0.0.0.f.7"):
+		return f.around, delay
 	}
 	switch {
 	case strings.HasPrefix(name, "2.0.0.127."), strings.HasPrefix(name, "test."), strings.HasPrefix(name, "2.0.0.0.0.0.f.7.f.f.f.f."):
@@ -83,6 +101,10 @@ func (f *fake) reply(name string) ([]netip.Addr, time.Duration, error) {
 		return nil, delay, &net.DNSError{Name: name, IsNotFound: true}
 	case "fail":
 		return nil, delay, &net.DNSError{Name: name, IsTemporary: true, Err: "server answers SERVFAIL"}
+	case "denied":
+		return nil, delay, &net.DNSError{Name: name, IsNotFound: true}
+	case "nodata":
+		return nil, delay, &net.DNSError{Name: name, IsNotFound: true, UnwrapErr: resolve.ErrNoData}
 	case "hang":
 		return nil, 24 * time.Hour, errTimeout(name)
 	case "panic":
@@ -99,7 +121,7 @@ func errTimeout(name string) error {
 	return &net.DNSError{Name: name, IsTemporary: true, IsTimeout: true, Err: "no answer in time"}
 }
 
-func (f *fake) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
+func (f *fake) FreshA(ctx context.Context, name string, _ resolve.Refusal) ([]netip.Addr, error) {
 	addrs, delay, err := f.reply(name)
 	select {
 	case <-time.After(delay):
@@ -109,8 +131,22 @@ func (f *fake) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
 	}
 }
 
+// FreshNS knows the root, unless "." is set.
+func (f *fake) FreshNS(ctx context.Context, name string) ([]string, error) {
+	_, delay, err := f.reply(name + ".")
+	if value, _ := f.find(name + "."); value == "" {
+		return []string{"a.root-servers.net."}, nil
+	}
+	select {
+	case <-time.After(delay):
+		return nil, err
+	case <-ctx.Done():
+		return nil, errTimeout(name)
+	}
+}
+
 // StartA gives up after 3 s. Who asks what is being asked shares the answer.
-func (f *fake) StartA(name string, then func([]netip.Addr, bool, error)) {
+func (f *fake) StartA(name string, _ resolve.Refusal, then func([]netip.Addr, bool, error)) {
 	addrs, delay, err := f.reply(name)
 	if delay > 3*time.Second {
 		addrs, delay, err = nil, 3*time.Second, errTimeout(name)
@@ -185,6 +221,13 @@ func (b *buffer) String() string {
 	return b.b.String()
 }
 
+// fresh returns a checker whose zones are not tested.
+func fresh(t testing.TB, o Options) *Checker {
+	c := New(o)
+	t.Cleanup(c.close)
+	return c
+}
+
 // running returns a checker whose zones have been tested, and its log.
 func running(t *testing.T, f *fake, o Options, lists string) (*Checker, *buffer) {
 	t.Helper()
@@ -192,6 +235,7 @@ func running(t *testing.T, f *fake, o Options, lists string) (*Checker, *buffer)
 	o.Lists, o.Resolver = parse(t, lists), f
 	o.Log = slog.New(slog.NewTextHandler(log, nil))
 	c := New(o)
+	log.b.Reset()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan bool)
 	go func() {
@@ -204,6 +248,9 @@ func running(t *testing.T, f *fake, o Options, lists string) (*Checker, *buffer)
 	})
 	return c, log
 }
+
+// matches reports whether a line has what the pattern says.
+func matches(pattern, s string) bool { return regexp.MustCompile(pattern).MatchString(s) }
 
 func (r Result) brief() string {
 	s := fmt.Sprintf("%v %d", r.Verdict, r.Score)
@@ -276,7 +323,7 @@ func TestVerdicts(t *testing.T) {
 func TestDomainsNotAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
-		c := New(Options{Lists: parse(t, "d.example+helo"), Resolver: f, JunkAt: 1})
+		c := fresh(t, Options{Lists: parse(t, "d.example+helo"), Resolver: f, JunkAt: 1})
 		q := c.Begin(t.Context(), client)
 		for _, s := range []string{"", "[192.0.2.1]", "192.0.2.1", "192.0.2.1.", "[IPv6:2001:db8::1]", "2001:db8::1", "localhost", "<unknown>", "a..b", "x.example.1",
 			"b\xfcro.example", "a b.example", strings.Repeat("a", 64) + ".example", "a.example/" + "x"} {
@@ -295,299 +342,47 @@ func TestDomainsNotAsked(t *testing.T) {
 	})
 }
 
+// Of a name that is not ASCII the A-label form is asked, the same for all ways to
+// write it.
+func TestULabels(t *testing.T) {
+	for _, tt := range []struct{ given, asked string }{
+		{"bücher.example", "xn--bcher-kva.example"},
+		{"BÜCHER.Example.", "xn--bcher-kva.example"},
+		{"bu\u0308cher.example", "xn--bcher-kva.example"},
+		{"mail.straße.example", "mail.xn--strae-oqa.example"},
+		{"xn--bcher-kva.example", "xn--bcher-kva.example"},
+		{"почта。пример.example", "xn--80a1acny.xn--e1afmkfd.example"},
+		{"_x.bücher.example", "_x.xn--bcher-kva.example"},
+		{"b\xfccher.example", ""},
+		{"\u200b.example", ""},
+		{strings.Repeat("ü", 60) + ".example", ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			f := newFake()
+			c := fresh(t, Options{Lists: parse(t, "d.example.net+from"), Resolver: f, JunkAt: 1})
+			q := c.Begin(t.Context(), client)
+			q.Domain(t.Context(), From, tt.given)
+			want := 0
+			if tt.asked != "" {
+				want = 1
+			}
+			if len(q.asks) != want || want == 1 && q.asks[0].name != tt.asked+".d.example.net" {
+				t.Errorf("%q: %+v, want %s", tt.given, q.asks, tt.asked)
+			}
+		})
+	}
+}
+
 // The same zone is one query however often it is named.
 func TestOneQuery(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake()
-		c := New(Options{Lists: parse(t, "a.example=127.0.0.2 a.example=127.0.0.3 b@A.example.*3 a.example+v6"), Resolver: f, JunkAt: 1})
+		c := fresh(t, Options{Lists: parse(t, "a.example=127.0.0.2 a.example=127.0.0.3 b@A.example.*3 a.example+v6"), Resolver: f, JunkAt: 1})
 		c.Begin(t.Context(), client).Verdict(t.Context())
 		c.Begin(t.Context(), netip.MustParseAddr("::ffff:203.0.113.7")).Verdict(t.Context())
 		c.Begin(t.Context(), netip.MustParseAddr("2001:db8::1%em0")).Verdict(t.Context())
-		if n := f.count(""); n != 3 || f.count("7.113.0.203.a.example") != 2 || f.count(Name("a.example", netip.MustParseAddr("2001:db8::1"))) != 1 {
+		if f.count("7.113.0.203.a.example") != 2 || f.count(Name("a.example", netip.MustParseAddr("2001:db8::1"))) != 1 {
 			t.Errorf("%q", f.asked)
-		}
-	})
-}
-
-// Before the first test has answered a listing is good for junk only, and an
-// allow list saves from no more than being blocked.
-func TestUntested(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("7.113.0.203.a.example", "127.0.0.2", "7.113.0.203.w.example", "127.0.0.2", "7.113.0.203.b.example", "127.0.0.2")
-		c := New(Options{Lists: parse(t, "a.example*5 w.example*-9 b.example*1+block"), Resolver: f, BlockAt: 5, JunkAt: 5})
-		q := c.Begin(t.Context(), client)
-		q.Wait(t.Context())
-		res := q.Verdict(t.Context())
-		if res.brief() != "junk 6 a.example=5 b.example=1" || fmt.Sprint(res.Untested) != "[a.example w.example b.example]" {
-			t.Errorf("before: %s, untested %v", res.brief(), res.Untested)
-		}
-		c.Test(t.Context())
-		q = c.Begin(t.Context(), client)
-		q.Wait(t.Context())
-		if res := q.Verdict(t.Context()); res.brief() != "block -3 a.example=5 w.example=-9 b.example=1" {
-			t.Errorf("after: %s", res.brief())
-		}
-	})
-}
-
-func TestSelfTests(t *testing.T) {
-	const neg = "1.0.0.127.a.example"
-	for _, tt := range []struct {
-		name    string
-		records []string
-		health  string
-		log     string
-	}{
-		{"good", nil, "good", ""},
-		{"no entry", []string{"2.0.0.127.a.example", ""}, "good, without a test entry", "lacks the test entry"},
-		{"lists the world", []string{neg, "127.0.0.2"}, "sick: lists the world", "remove the list"},
-		{"parked", []string{"*.a.example", "203.0.113.1"}, "sick: answers 203.0.113.1", "run a resolver of your own"},
-		{"open resolver", []string{"*.a.example", "127.255.255.254"}, "sick: answers with the error 127.255.255.254", "run a resolver of your own"},
-		{"positive entry with error", []string{"2.0.0.127.a.example", "127.255.255.255"}, "sick: answers with the error 127.255.255.255", "register"},
-		{"IPv6 wildcard", []string{"1.0.0.0.0.0.f.7.f.f.f.f.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.a.example", "127.0.0.2"}, "sick: lists the world", "remove"},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				c, log := running(t, newFake(tt.records...), Options{JunkAt: 1}, "a.example")
-				synctest.Wait()
-				if got := c.zones[0].health(); !strings.HasPrefix(got, tt.health) {
-					t.Errorf("health %q, want %q", got, tt.health)
-				}
-				if got := log.String(); strings.Count(got, "\n") > 1 || !strings.Contains(got, tt.log) || tt.log == "" && got != "" {
-					t.Errorf("log %q, want one line with %q", got, tt.log)
-				}
-			})
-		})
-	}
-}
-
-// A zone that is sick counts nothing and is not asked, and comes back with the
-// next good test.
-func TestSickAndWell(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("7.113.0.203.a.example", "127.255.255.254", "8.113.0.203.a.example", "127.0.0.2")
-		c, log := running(t, f, Options{BlockAt: 1}, "a.example")
-		synctest.Wait()
-		c.Begin(t.Context(), client).Verdict(t.Context())
-		for range 10 {
-			res := c.Begin(t.Context(), netip.MustParseAddr("203.0.113.8")).Verdict(t.Context())
-			if res.brief() != "pass 0" || fmt.Sprint(res.Silent) != "[a.example]" {
-				t.Errorf("sick: %+v", res)
-			}
-		}
-		if n := f.count("8.113.0.203"); n != 0 {
-			t.Errorf("%d queries to a sick zone", n)
-		}
-		if n := strings.Count(log.String(), "is sick"); n != 1 {
-			t.Errorf("%d lines:\n%s", n, log)
-		}
-		time.Sleep(16 * time.Minute)
-		if res := c.Begin(t.Context(), netip.MustParseAddr("203.0.113.8")).Verdict(t.Context()); res.Verdict != Block {
-			t.Errorf("well again: %+v", res)
-		}
-		if !strings.Contains(log.String(), "well again") {
-			t.Errorf("log:\n%s", log)
-		}
-	})
-}
-
-// The next test finds what has become of a zone.
-func TestZoneDies(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("7.113.0.203.a.example", "127.0.0.2")
-		c, _ := running(t, f, Options{BlockAt: 1}, "a.example")
-		synctest.Wait()
-		verdict := func() Verdict { return c.Begin(t.Context(), client).Verdict(t.Context()).Verdict }
-		if verdict() != Block {
-			t.Fatal("not blocked")
-		}
-		f.set("*.a.example", "127.0.0.2")
-		time.Sleep(16 * time.Minute)
-		if verdict() != Pass {
-			t.Error("a zone that lists the world still counts")
-		}
-	})
-}
-
-// Nobody is blocked whom an allow list might save, before that list is tested.
-func TestAllowUntested(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("2.0.0.127.b.example", "127.0.0.2", "7.113.0.203.b.example", "127.0.0.2", "7.113.0.203.w.example", "127.0.0.2")
-		c := New(Options{Lists: parse(t, "b.example*5 w.example*-5"), Resolver: f, BlockAt: 5, JunkAt: 3})
-		c.zones[0].test(t.Context())
-		q := c.Begin(t.Context(), client)
-		q.Wait(t.Context())
-		res := q.Verdict(t.Context())
-		if res.brief() != "junk 5 b.example=5" || fmt.Sprint(res.Untested) != "[w.example]" {
-			t.Errorf("%s, untested %v", res.brief(), res.Untested)
-		}
-	})
-}
-
-// A zone that nobody has wanted for long is tested before anybody is blocked by
-// it, and what was cached while it was not well is forgotten.
-func TestStale(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("2.0.0.127.a.example", "127.0.0.2")
-		c, _ := running(t, f, Options{BlockAt: 1, JunkAt: 1}, "a.example")
-		time.Sleep(24 * time.Hour)
-		f.set("*.a.example", "127.0.0.2")
-		// The test is asked for at once, and may be the first to have an answer.
-		if v := c.Begin(t.Context(), client).Verdict(t.Context()).Verdict; v == Block {
-			t.Errorf("first client after a day: %v", v)
-		}
-		time.Sleep(time.Minute)
-		if v := c.Begin(t.Context(), client).Verdict(t.Context()).Verdict; v != Pass {
-			t.Errorf("a minute later: %v, want pass", v)
-		}
-		n := f.count("forget ")
-		f.set("*.a.example", "")
-		f.set("2.0.0.127.a.example", "127.0.0.2")
-		time.Sleep(16 * time.Minute)
-		if got := f.count("forget a.example"); got != n+1 {
-			t.Errorf("forgotten %d times, want %d", got, n+1)
-		}
-	})
-}
-
-// Tests are made while the zone is in use.
-func TestIdle(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		c, _ := running(t, f, Options{BlockAt: 1}, "a.example")
-		time.Sleep(24 * time.Hour)
-		if n := f.count("1.0.0.127"); n != 1 {
-			t.Errorf("%d tests of an idle zone", n)
-		}
-		time.Sleep(time.Minute)
-		for range 4 {
-			c.Begin(t.Context(), client)
-			time.Sleep(15 * time.Minute)
-		}
-		if n := f.count("1.0.0.127"); n < 3 || n > 6 {
-			t.Errorf("%d tests in an hour of use", n)
-		}
-	})
-}
-
-// Five failures in a row and a zone is off; then it is probed after 30 s,
-// doubling to 30 min.
-func TestBreaker(t *testing.T) {
-	for _, how := range []string{"fail", "hang"} {
-		synctest.Test(t, func(t *testing.T) {
-			f := newFake("6.113.0.203.a.example", "127.0.0.2")
-			c, log := running(t, f, Options{BlockAt: 1, Timeout: 2 * time.Second}, "a.example")
-			synctest.Wait()
-			f.set("*.a.example", how)
-			f.set("1.0.0.127.a.example", how)
-			f.set("2.0.0.127.a.example", how)
-			ask := func(i byte) Result {
-				return c.Begin(t.Context(), netip.AddrFrom4([4]byte{198, 51, 100, i})).Verdict(t.Context())
-			}
-			for i := range byte(4) {
-				ask(i)
-				synctest.Wait()
-			}
-			c.Begin(t.Context(), netip.MustParseAddr("203.0.113.6")).Verdict(t.Context()) // a clear answer
-			for i := range byte(4) {
-				ask(10 + i)
-				synctest.Wait()
-				if c.zones[0].state() == useless {
-					t.Errorf("off after %d", i+1)
-				}
-			}
-			for range 20 { // the same question: one failure
-				go ask(14)
-			}
-			time.Sleep(3 * time.Second)
-			if c.zones[0].state() != useless {
-				t.Fatal("not off after five")
-			}
-			off := time.Now()
-			before := f.count("")
-			if res := ask(99); res.Took != 0 || f.count("") != before || res.Verdict != Pass {
-				t.Errorf("off: %+v", res)
-			}
-			if strings.Count(log.String(), "\n") != 1 || !strings.Contains(log.String(), "does not answer") {
-				t.Errorf("log:\n%s", log)
-			}
-			for _, minutes := range []float64{0.5, 1, 2, 4, 8, 16, 30, 30} {
-				n := f.count("1.0.0.127")
-				for f.count("1.0.0.127") == n {
-					time.Sleep(time.Second)
-				}
-				// Probes that hang take their time, too.
-				if over := time.Since(off).Minutes() - minutes; over < -0.1 || over > 0.4 {
-					t.Errorf("probe after %v, want %v min", time.Since(off), minutes)
-				}
-				off = time.Now()
-			}
-			f.set("*.a.example", "")
-			f.set("1.0.0.127.a.example", "")
-			f.set("2.0.0.127.a.example", "127.0.0.2")
-			time.Sleep(31 * time.Minute)
-			if s := c.zones[0].state(); s != good {
-				t.Errorf("state %v after a good probe", s)
-			}
-		})
-	}
-}
-
-// What is remembered says nothing of the health of a list.
-func TestCacheIsNoHealth(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("*.a.example", "fail", "7.113.0.203.a.example", "127.0.0.2")
-		f.records["1.0.0.127.a.example"], f.records["2.0.0.127.a.example"] = "", "127.0.0.2"
-		f.records[name("a.example", netip.MustParseAddr("::ffff:127.0.0.1"))] = ""
-		m := metrics.New(metrics.Options{})
-		c, _ := running(t, f, Options{BlockAt: 1, Metrics: m}, "a.example")
-		synctest.Wait()
-		ask := func(i byte, cached bool) {
-			f.mu.Lock()
-			f.cached = cached
-			f.mu.Unlock()
-			c.Begin(t.Context(), netip.AddrFrom4([4]byte{203, 0, 113, i})).Verdict(t.Context())
-		}
-		for i := range byte(4) {
-			ask(100+i, false)
-			for range 10 {
-				ask(7, true)     // an answer
-				ask(100+i, true) // and a failure
-			}
-		}
-		z := c.zones[0]
-		if n := z.failures; n != 4 || z.state() == useless {
-			t.Errorf("%d failures, state %v", n, z.state())
-		}
-		ask(104, false)
-		if z.state() != useless {
-			t.Error("not off after five")
-		}
-		if n := m.Value(`filter_dnsbl_errors_total{kind="failure",zone="a.example"}`); n != 5 {
-			t.Errorf("%v errors counted", n)
-		}
-	})
-}
-
-// An answer that comes too late for everybody is a failure.
-func TestLateIsAFailure(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake()
-		c, _ := running(t, f, Options{BlockAt: 1, Timeout: time.Second}, "a.example")
-		synctest.Wait()
-		f.mu.Lock()
-		f.delay[".a.example"] = 1500 * ms
-		f.mu.Unlock()
-		for i := range byte(5) {
-			start := time.Now()
-			res := c.Begin(t.Context(), netip.AddrFrom4([4]byte{203, 0, 113, i})).Verdict(t.Context())
-			if took := time.Since(start); took != time.Second || fmt.Sprint(res.Silent) != "[a.example]" {
-				t.Errorf("%+v after %v", res, took)
-			}
-		}
-		time.Sleep(time.Second)
-		if c.zones[0].state() != useless {
-			t.Error("not off after five")
 		}
 	})
 }
@@ -596,7 +391,7 @@ func TestLateIsAFailure(t *testing.T) {
 func TestLaterQuestions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake("*.a.example", "hang", "*.d.example", "hang")
-		c := New(Options{Lists: parse(t, "a.example d.example+helo+from"), Resolver: f, JunkAt: 1, Timeout: time.Second})
+		c := fresh(t, Options{Lists: parse(t, "a.example d.example+helo+from"), Resolver: f, JunkAt: 1, Timeout: time.Second})
 		start := time.Now()
 		q := c.Begin(t.Context(), client)
 		for _, after := range []time.Duration{600 * ms, 200 * ms} {
@@ -610,6 +405,7 @@ func TestLaterQuestions(t *testing.T) {
 		if q.Verdict(t.Context()); time.Since(start) != 2800*ms {
 			t.Errorf("after %v", time.Since(start))
 		}
+		synctest.Wait() // the deadline of the verdict is that of the question
 		if q.timer != nil {
 			t.Error("a timer is left")
 		}
@@ -620,8 +416,9 @@ func TestLaterQuestions(t *testing.T) {
 func TestManyWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake("7.113.0.203.a.example", "127.0.0.2")
+		c := fresh(t, Options{Lists: parse(t, "a.example b.example"), Resolver: f, JunkAt: 1})
+		c.Test(t.Context())
 		f.delay["a.example"], f.delay["b.example"] = 10*ms, 20*ms
-		c := New(Options{Lists: parse(t, "a.example b.example"), Resolver: f, JunkAt: 1})
 		q := c.Begin(t.Context(), client)
 		var wg sync.WaitGroup
 		start := time.Now()
@@ -641,41 +438,25 @@ func TestManyWait(t *testing.T) {
 	})
 }
 
-// A hit that does not count towards Block, because it came before the list was
-// tested, does not make up for one that may.
-func TestHitBeforeTest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		f := newFake("7.113.0.203.a.example", "127.0.0.2", "mail.example.org.a.example", "127.0.0.2")
-		c := New(Options{Lists: parse(t, "a.example*5+ip+helo"), Resolver: f, BlockAt: 5})
-		q := c.Begin(t.Context(), client)
-		time.Sleep(ms)
-		c.Test(t.Context())
-		f.delay["a.example"] = 100 * ms
-		q.Domain(t.Context(), Helo, "mail.example.org")
-		if res := q.Verdict(t.Context()); res.Verdict != Block || res.Score != 5 || res.Took != 100*ms {
-			t.Errorf("%+v", res)
-		}
-	})
-}
-
 // A panic while answers are added up ends neither the program nor, with a lock
 // that stays held, all that waits.
 func TestPanicInVerdict(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake("*.a.example", "hang")
 		var log buffer
-		c := New(Options{Lists: parse(t, "a.example"), Resolver: f, JunkAt: 1, Log: slog.New(slog.NewTextHandler(&log, nil))})
+		c := fresh(t, Options{Lists: parse(t, "a.example"), Resolver: f, JunkAt: 1, Log: slog.New(slog.NewTextHandler(&log, nil))})
 		q := c.Begin(t.Context(), client)
 		go q.Wait(t.Context())
 		synctest.Wait()
-		c.entries = append(c.entries, nil) // panics
+		set := c.set.Load()
+		set.entries = append(set.entries, nil) // panics
 		for range 2 {
-			if guard(c.opts.Log, func() { q.Verdict(t.Context()) }) || guard(c.opts.Log, func() { q.Now() }) {
+			if guard.Run(c.opts.Log, "lists", func() { q.Verdict(t.Context()) }) || guard.Run(c.opts.Log, "lists", func() { q.Now() }) {
 				t.Fatal("no panic: the test is void")
 			}
 			time.Sleep(3 * time.Second)
 		}
-		c.entries = c.entries[:1]
+		set.entries = set.entries[:1]
 		if res := q.Verdict(t.Context()); res.Verdict != Pass || len(res.Silent) != 1 {
 			t.Errorf("%+v", res)
 		}
@@ -752,6 +533,7 @@ func TestTwelveLists(t *testing.T) {
 				}
 				last = max(last, delays[l.zone])
 			}
+			tested(c)
 			res := c.Begin(t.Context(), addr).Verdict(t.Context())
 			want, needed := oracle(c.opts, set, delays)
 			if res.Verdict != want || res.Took != needed {
@@ -763,6 +545,17 @@ func TestTwelveLists(t *testing.T) {
 		}
 		t.Logf("mean wait: by bounds %v, for all %v, one after the other %v", bounds/time.Duration(n), all/time.Duration(n), sum(delays))
 	})
+}
+
+// tested makes all lists as well as a test does.
+func tested(c *Checker) {
+	for _, z := range c.set.Load().zones {
+		z.mu.Lock()
+		for _, p := range z.parts {
+			p.good, p.tested = time.Now(), time.Now()
+		}
+		z.mu.Unlock()
+	}
 }
 
 func sum(delays map[string]time.Duration) (d time.Duration) {
@@ -876,7 +669,7 @@ func TestTextDeadline(t *testing.T) {
 func TestContext(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake("*.a.example", "hang")
-		c := New(Options{Lists: parse(t, "a.example"), Resolver: f, BlockAt: 1, Timeout: time.Hour})
+		c := fresh(t, Options{Lists: parse(t, "a.example"), Resolver: f, BlockAt: 1, Timeout: time.Hour})
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		q := c.Begin(ctx, client)
@@ -885,7 +678,7 @@ func TestContext(t *testing.T) {
 			t.Errorf("%+v after %v", res, time.Since(start))
 		}
 		synctest.Wait()
-		if f.count("") != 1 || c.zones[0].failures != 0 {
+		if f.count("7.113.0.203") != 1 || c.set.Load().zones[0].parts[0].failures != 0 {
 			t.Errorf("the end of the program counts as a failure")
 		}
 	})
@@ -894,7 +687,7 @@ func TestContext(t *testing.T) {
 func TestRows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFake("2.0.0.127.zen.spamhaus.org", "127.0.0.2 127.0.0.4", "*.down.example", "fail")
-		c := New(Options{Lists: parse(t, "zen.spamhaus.org down.example dnsbl.sorbs.net dbl.spamhaus.org+from"), Resolver: f, BlockAt: 1})
+		c := fresh(t, Options{Lists: parse(t, "zen.spamhaus.org down.example dnsbl.sorbs.net dbl.spamhaus.org+from"), Resolver: f, BlockAt: 1})
 		c.Test(t.Context())
 		q := c.Begin(t.Context(), netip.MustParseAddr("127.0.0.2"))
 		q.Wait(t.Context())
@@ -904,8 +697,8 @@ func TestRows(t *testing.T) {
 		}
 		want := []string{
 			`zen.spamhaus.org true true [127.0.0.2 127.0.0.4] ["SBL, spam source" "XBL, infected machine"] 5  good`,
-			`down.example true false [] [] 1 server answers SERVFAIL not tested`,
-			`dnsbl.sorbs.net false false [] [] 0  dead: emptied 2024-06`,
+			`down.example false false [] [] 1 not asked off: does not answer`,
+			`dnsbl.sorbs.net false false [] [] 0  not asked: it is dead, emptied 2024-06`,
 			`dbl.spamhaus.org false false [] [] 4  good, without a test entry`,
 		}
 		if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -917,7 +710,7 @@ func TestRows(t *testing.T) {
 // What twelve lists cost in time of the machine.
 func BenchmarkVerdict(b *testing.B) {
 	f, lists, _ := twelve()
-	c := New(Options{Lists: parse(b, lists), Resolver: f, BlockAt: 6, JunkAt: 4})
+	c := fresh(b, Options{Lists: parse(b, lists), Resolver: f, BlockAt: 6, JunkAt: 4})
 	for b.Loop() {
 		f.asked = f.asked[:0]
 		c.Begin(b.Context(), client).Verdict(b.Context())

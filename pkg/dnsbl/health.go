@@ -2,27 +2,37 @@ package dnsbl
 
 import (
 	"context"
-	"fmt"
-	"log/slog"
+	"errors"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/resolve"
 )
 
 const (
 	testInterval = 15 * time.Minute
-	testTimeout  = 5 * time.Second // of one query of a test
-	maxFailures  = 5               // in a row, and a zone is not asked
-	firstProbe   = 30 * time.Second
+	trustTime    = 30 * time.Minute // for which a good test counts
+	freshTest    = time.Minute      // after which a hit that decides starts another one
+	maxFailures  = 5                // in a row, which start a test
+	firstProbe   = 5 * time.Second
+	busyProbe    = time.Minute // while there are clients
 	lastProbe    = 30 * time.Minute
+	busyTime     = 2 * time.Minute // since the last client
 )
 
 // What is counted.
 var (
 	hitsTotal = metrics.Desc{Name: "filter_dnsbl_hits_total",
 		Help: "Answers of a DNS list that counted, by label of the list.", Labels: []string{"zone"}}
+	askedTotal = metrics.Desc{Name: "filter_dnsbl_asked_total",
+		Help: "Questions to a DNS list about clients, by label of the list; also those answered from the cache.", Labels: []string{"zone"}}
+	decisiveTotal = metrics.Desc{Name: "filter_dnsbl_decisive_total",
+		Help: "Clients refused or junked that would not have been without this DNS list, by label of the list.", Labels: []string{"zone"}}
+	sharedTotal = metrics.Desc{Name: "filter_dnsbl_shared_hits_total",
+		Help: "Hits of a DNS list that another list had too, by label of the list.", Labels: []string{"zone"}}
 	errorsTotal = metrics.Desc{Name: "filter_dnsbl_errors_total",
 		Help: "Questions that a DNS list did not answer, by label of the list and kind: timeout or failure.", Labels: []string{"zone", "kind"}}
 	answerSeconds = metrics.Desc{Name: "filter_dnsbl_answer_seconds",
@@ -31,330 +41,295 @@ var (
 		Help: "Whether a DNS list is well: 1, or 0 if it does not answer, answers nonsense, is not tested or is dead.", Labels: []string{"zone"}}
 )
 
-// A zone is a list as it is asked, with its health. Several entries may share
-// it.
+// A family is a kind of question. A zone is tested and trusted for each by itself:
+// many know one only.
+type family byte
+
+const (
+	inet family = iota
+	inet6
+	hosts
+)
+
+func (f family) String() string { return [...]string{"IPv4", "IPv6", "names"}[f] }
+
+// A zone is a list as it is asked. Several entries may share it.
 type zone struct {
+	c        *Checker
 	name     string
 	label    string // of the first entry
+	why      string // it is not asked; "" if it is
 	info     known
 	ask      Subject
-	v4, v6   bool // addresses are asked about
-	resolver Resolver
-	log      *slog.Logger
+	matches  []Match // of all entries
+	parts    []*part
 	errors   *metrics.Counter
 	timeouts *metrics.Counter
+	asked    *metrics.Counter
 	seconds  *metrics.Histogram
-	patience time.Duration // with a question
 
-	tripped chan struct{} // tells run that the zone is off
-	wanted  chan struct{} // tells run that a test is overdue
-
-	mu       sync.Mutex
-	tested   time.Time // when a self-test last answered, zero if none has
-	warned   bool      // that tests are not complete
-	off      bool      // does not answer
-	sick     *fault    // answers nonsense
-	used     bool      // since the last test
-	missing  bool      // its test entry; said already
-	failures int       // in a row
+	mu      sync.Mutex // guards what is below, and the parts
+	found   bool       // the test entry was there
+	missing bool       // and is not; said already
+	listing bool       // has listed anything
 }
 
-// state is what a zone's answers are worth.
+// A part is the health of a zone in one family.
+type part struct {
+	zone   *zone
+	family family
+
+	good     time.Time // of the last good test; zero: none, or not to be believed any more
+	lost     time.Time // what it answered until then counts no more
+	sick     *fault    // answers nonsense
+	off      bool      // does not answer
+	partial  int       // tests that were not complete, in a row
+	failures int       // of queries, in a row
+	answer   time.Time // the last clear one to a query, and not from a cache
+	calm     time.Time // until when failures start no test
+	doubt    doubt
+	used     time.Time // by a client
+
+	run     *run          // the test under way
+	wait    chan struct{} // closed when that has decided; nil: it has, or there is none
+	tested  time.Time     // when the last test began
+	ended   time.Time
+	backoff time.Duration
+}
+
+// state is what a part's answers are worth.
 type state byte
 
 const (
 	good     state = iota
-	untested       // no listing counts towards block
+	untested       // its listings do not count
 	useless        // is not asked
 )
 
-func (z *zone) state() state {
-	z.mu.Lock()
-	defer z.mu.Unlock()
-	switch {
-	case z.off || z.sick != nil:
+func (p *part) state() state {
+	if p.zone.c.health.Trouble().Useless() {
 		return useless
-	case z.stale():
+	}
+	p.zone.mu.Lock()
+	defer p.zone.mu.Unlock()
+	return p.own(time.Now())
+}
+
+// own is state but for the resolver. It is called with mu held, as all that are
+// marked so.
+func (p *part) own(now time.Time) state {
+	switch {
+	case p.off || p.sick != nil:
+		return useless
+	case p.good.IsZero() || now.Sub(p.good) > trustTime:
 		return untested
 	}
 	return good
 }
 
-// stale reports whether the last test says nothing any more: a zone that
-// nobody wants is not tested. It is called with mu held.
-func (z *zone) stale() bool { return z.tested.IsZero() || time.Since(z.tested) > 2*testInterval }
+// believes reports whether an answer that came at a time may count: not one from
+// before the part was found to answer nonsense.
+func (p *part) believes(at time.Time) bool {
+	p.zone.mu.Lock()
+	defer p.zone.mu.Unlock()
+	return p.lost.IsZero() || at.After(p.lost)
+}
 
-// use is state for a zone that is wanted.
-func (z *zone) use() state {
+// use reports whether a part is asked on behalf of a client. If it is time for a
+// test that begins.
+func (p *part) use() bool {
+	z := p.zone
+	z.c.health.Use()
+	now := time.Now()
 	z.mu.Lock()
-	z.used = true
-	overdue := !z.tested.IsZero() && z.stale()
+	p.used = now
+	s := p.own(now)
+	due := s != good && p.run == nil && (p.ended.IsZero() || now.Sub(p.ended) >= min(p.backoff, busyProbe))
 	z.mu.Unlock()
-	if overdue {
-		select {
-		case z.wanted <- struct{}{}:
-		default:
-		}
+	if z.c.health.Trouble().Useless() {
+		return false
 	}
-	return z.state()
+	if due {
+		z.start(p)
+	}
+	return s != useless
 }
 
 // health says the state in words.
-func (z *zone) health() string {
+func (p *part) health() string {
+	z := p.zone
+	if t := z.c.health.Trouble(); t != resolve.Well {
+		return t.String()
+	}
 	z.mu.Lock()
 	defer z.mu.Unlock()
-	switch {
-	case z.sick != nil:
-		return "sick: " + z.sick.why
-	case z.off:
+	switch p.own(time.Now()) {
+	case useless:
+		if p.sick != nil {
+			return "sick: " + p.sick.why
+		}
 		return "off: does not answer"
-	case z.stale():
+	case untested:
 		return "not tested"
-	case z.missing:
+	}
+	if z.missing {
 		return "good, without a test entry"
 	}
 	return "good"
 }
 
-// failed notes a query without a clear answer.
-func (z *zone) failed(timeout bool) {
-	if timeout {
-		z.timeouts.Inc()
-	} else {
-		z.errors.Inc()
-	}
-	z.mu.Lock()
-	z.failures++
-	trips := !z.off && z.failures >= maxFailures
-	z.off = z.off || trips
-	z.mu.Unlock()
-	if trips {
-		z.log.Warn("list does not answer, it is not asked until it does", "list", z.label, "remedy", z.remedy())
-		select {
-		case z.tripped <- struct{}{}:
-		default:
-		}
-	}
+// well reports whether all parts are good.
+func (z *zone) well() bool {
+	return !slices.ContainsFunc(z.parts, func(p *part) bool { return p.state() != good })
 }
 
-// answered notes a query with one.
-func (z *zone) answered() {
-	z.mu.Lock()
-	z.failures = 0
-	z.mu.Unlock()
+// part returns the part that a question is for.
+func (z *zone) part(a *ask) *part {
+	f := hosts
+	if a.subject == IP {
+		f = inet
+		if a.addr.Is6() {
+			f = inet6
+		}
+	}
+	return z.parts[slices.IndexFunc(z.parts, func(p *part) bool { return p.family == f })]
+}
+
+// lists reports whether codes are a listing for one of the entries.
+func (z *zone) lists(codes []netip.Addr) bool {
+	return slices.ContainsFunc(codes, func(a netip.Addr) bool {
+		return slices.ContainsFunc(z.matches, func(m Match) bool { return m.Contains(a) })
+	})
+}
+
+// refusal reports whether an answer is a fault.
+func (z *zone) refusal(answer []netip.Addr) bool {
+	return slices.ContainsFunc(answer, func(a netip.Addr) bool { return z.info.fault(a) != nil })
 }
 
 // take makes a reply of what the resolver says. Only queries count for the
 // health of a zone, not what is remembered of them.
 func (z *zone) take(ctx context.Context, a *ask, answer []netip.Addr, fresh bool, err error) reply {
+	p := a.part
+	now := time.Now()
 	answered := err == nil || notListed(err)
 	if fresh && ctx.Err() == nil {
-		took := time.Since(a.start)
+		took := now.Sub(a.start)
 		z.seconds.Update(took.Seconds())
-		if late := took > z.patience; late || !answered {
-			z.failed(late || timedOut(err))
+		late := took > z.c.opts.Timeout
+		if answered {
+			z.heard(now, answer)
+		}
+		if late || !answered {
+			p.failed(late || timedOut(err))
 		} else {
-			z.answered()
+			z.mu.Lock()
+			p.failures, p.answer = 0, now
+			z.mu.Unlock()
 		}
 	}
 	if !answered {
 		return reply{failure: reason(err)}
 	}
 	codes, f := z.info.decode(answer, a.subject)
-	if f != nil {
-		z.fall(f)
-	}
-	switch z.state() {
-	case good:
-		return reply{codes: codes, trusted: true}
-	case useless:
+	if f != nil { // one answer proves nothing
+		p.startAfter(freshTest)
 		return reply{}
+	}
+	if a.subject == IP && errors.Is(err, resolve.ErrNoData) {
+		p.startAfter(freshTest) // an address is listed or does not exist; has it been removed?
+	}
+	z.mu.Lock()
+	doubtful := p.own(now) == good && p.doubt.note(a.network, z.lists(codes), now)
+	z.mu.Unlock()
+	if doubtful {
+		z.start(p)
 	}
 	return reply{codes: codes}
 }
 
-func (z *zone) remedy() string {
-	if z.info.remedy != "" {
-		return z.info.remedy
-	}
-	return "none, unless it lasts: then remove it"
-}
-
-// fall makes the zone sick.
-func (z *zone) fall(f *fault) {
+// failed notes a query without a clear answer. What clients choose to be asked
+// about must not switch a list off: five in a row start a test, and that decides.
+func (p *part) failed(timeout bool) {
+	z := p.zone
+	z.trouble(timeout)
+	now := time.Now()
 	z.mu.Lock()
-	was := z.sick
-	z.sick = f
+	p.failures++
+	due := p.failures >= maxFailures && p.run == nil && !now.Before(p.calm) && !p.off
+	if due {
+		p.calm = now.Add(freshTest)
+	}
 	z.mu.Unlock()
-	if was == nil || was.why != f.why {
-		z.log.Warn("list is sick, it counts nothing until a test of it is good", "list", z.label, "why", f.why, "remedy", f.remedy)
+	if due {
+		z.start(p)
 	}
 }
 
-// run tests the zone at once, every 15 minutes if it is in use, and more often
-// while it does not answer, until ctx ends.
-func (z *zone) run(ctx context.Context) {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	probe := firstProbe
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-z.tripped:
-			timer.Reset(firstProbe)
-			probe = 2 * firstProbe
-			continue
-		case <-z.wanted:
-		case <-timer.C:
-		}
-		answered := false
-		due := z.due()
-		if due {
-			guard(z.log, func() { answered = z.test(ctx) })
-			z.log.Debug("list tested", "list", z.label, "health", z.health())
-		}
-		switch {
-		case !due:
-			timer.Reset(testInterval)
-		case answered:
-			probe = firstProbe
-			timer.Reset(testInterval)
-		default:
-			timer.Reset(probe)
-			probe = min(2*probe, lastProbe)
-		}
-		select {
-		case <-z.tripped: // by the test itself
-		default:
-		}
+// trouble counts a question without a clear answer.
+func (z *zone) trouble(timeout bool) {
+	if timeout {
+		z.timeouts.Inc()
+	} else {
+		z.errors.Inc()
 	}
 }
 
-// due reports whether there is reason for a test: none yet, trouble, or use.
-func (z *zone) due() bool {
+// startAfter starts a test unless one is under way or has begun less than d ago.
+func (p *part) startAfter(d time.Duration) {
+	z := p.zone
 	z.mu.Lock()
-	defer z.mu.Unlock()
-	due := z.tested.IsZero() || z.off || z.used
-	z.used = false
-	return due
-}
-
-// test is that of RFC 5782 section 5: an entry that every list has, and one that
-// none may have. It reports whether the zone has answered.
-func (z *zone) test(ctx context.Context) bool {
-	listed, unlisted := z.testNames()
-	var sick *fault
-	all, some := true, false
-	for _, n := range unlisted {
-		codes, f, ok := z.probe(ctx, n)
-		all = all && ok
-		some = some || ok
-		switch {
-		case f != nil:
-			sick = f
-		case len(codes) > 0:
-			sick = &fault{"lists the world: an entry that no list may have is listed", "remove the list"}
-		}
-	}
-	found := 0
-	for _, n := range listed {
-		codes, f, ok := z.probe(ctx, n)
-		all = all && ok
-		some = some || ok
-		found += len(codes)
-		if f != nil && sick == nil {
-			sick = f
-		}
-	}
-	if sick != nil {
-		z.fall(sick)
-	}
-	z.mu.Lock()
-	warn := some && !all && !z.warned
-	z.warned = some && !all
-	well := z.sick == nil && !z.off && !z.stale()
+	due := p.run == nil && time.Since(p.tested) >= d
 	z.mu.Unlock()
-	if warn {
-		z.log.Warn("list answers some of its tests only, its hits do not count towards -blockAt", "list", z.label)
+	if due {
+		z.start(p)
 	}
-	if !all {
-		return false
-	}
-	if !well && sick == nil {
-		// What it answered before is not to be believed now.
-		z.resolver.Forget(z.name)
-	}
+}
+
+// verify is called when a hit is about to decide. It starts a test if the last good
+// one is not fresh, and returns what is to be waited for, nil for nothing.
+func (p *part) verify() <-chan struct{} {
+	z := p.zone
+	now := time.Now()
 	z.mu.Lock()
-	ill := z.sick != nil || z.off
-	if sick == nil {
-		z.sick = nil
+	var wait <-chan struct{} = p.wait
+	old := now.Sub(p.good) > freshTest
+	due := old && p.run == nil && now.Sub(p.tested) >= freshTest
+	if !old && !p.doubt.open {
+		wait = nil
 	}
-	z.off, z.tested = false, time.Now()
-	missing := found == 0 && sick == nil
-	newly := missing && !z.missing
-	z.missing = missing
 	z.mu.Unlock()
-	if ill && sick == nil {
-		z.log.Info("list is well again", "list", z.label)
+	if due {
+		z.start(p)
+		return p.underWay()
 	}
-	if newly {
-		z.log.Warn("list lacks the test entry that every list has; it may be empty", "list", z.label)
-	}
-	return true
+	return wait
 }
 
-// testNames returns the names that must and must not be listed.
-func (z *zone) testNames() (listed, unlisted []string) {
-	if z.ask&^IP != 0 {
-		test := z.info.test
-		if test == "" {
-			test = "test"
-		}
-		listed = append(listed, test+"."+z.name)
-		unlisted = append(unlisted, "invalid."+z.name)
-	}
-	if z.v4 {
-		listed = append(listed, name(z.name, netip.AddrFrom4([4]byte{127, 0, 0, 2})))
-		unlisted = append(unlisted, name(z.name, netip.AddrFrom4([4]byte{127, 0, 0, 1})))
-	}
-	if z.v6 {
-		// Many lists of both families have the IPv4 entry only.
-		if !z.v4 {
-			listed = append(listed, name(z.name, netip.MustParseAddr("::ffff:127.0.0.2")))
-		}
-		unlisted = append(unlisted, name(z.name, netip.MustParseAddr("::ffff:127.0.0.1")))
-	}
-	return listed, unlisted
+// underWay returns what is closed when the test under way has decided, nil if none
+// is.
+func (p *part) underWay() <-chan struct{} {
+	p.zone.mu.Lock()
+	defer p.zone.mu.Unlock()
+	return p.wait
 }
 
-func (z *zone) probe(ctx context.Context, name string) (codes []netip.Addr, f *fault, ok bool) {
-	ctx, cancel := context.WithTimeout(ctx, testTimeout)
-	defer cancel()
-	answer, err := z.resolver.FreshA(ctx, name)
-	if err != nil && !notListed(err) {
-		if ctx.Err() != context.Canceled {
-			z.failed(ctx.Err() != nil || timedOut(err))
+// due returns when a part is to be tested. It is called with mu held.
+func (p *part) due(now time.Time) time.Time {
+	switch {
+	case p.tested.IsZero():
+		return now
+	case p.run != nil:
+		return now.Add(testInterval) // its end tells
+	case p.own(now) == good && p.partial == 0:
+		if next := p.ended.Add(testInterval); next.After(now) || p.used.After(p.tested) {
+			return next
 		}
-		return nil, nil, false
+		return now.Add(testInterval) // nobody wants it
+	case now.Sub(p.used) < busyTime:
+		return p.ended.Add(min(p.backoff, busyProbe))
+	case p.own(now) == untested && p.partial == 0: // nobody has wanted it for long
+		return now.Add(testInterval)
 	}
-	z.answered()
-	about := IP
-	if z.ask&IP == 0 {
-		about = z.ask
-	}
-	codes, f = z.info.decode(answer, about)
-	return codes, f, true
-}
-
-// guard calls f and logs a panic: it must not end a filter. It reports whether f
-// has returned.
-func guard(log *slog.Logger, f func()) (ok bool) {
-	defer func() {
-		if p := recover(); p != nil {
-			log.Error("panic", "panic", fmt.Sprint(p))
-		}
-	}()
-	f()
-	return true
+	return p.ended.Add(p.backoff)
 }

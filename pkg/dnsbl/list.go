@@ -31,11 +31,13 @@ type List struct {
 	Junk   bool    // a hit is enough to junk
 	TXT    bool    // the reason is asked for and logged
 	Dead   string  // why the zone is not asked, "" if it is
+	Odd    string  // what is probably wrong with the list, and what to do; "" if nothing
 
 	zone     string // in lower case; may have a key
 	info     known
 	matched  bool // a match was given
 	weighted bool // and a weight
+	plain    bool // weighs 1 because it stands in a value of postscreen's
 }
 
 // Zone returns the zone without its key.
@@ -54,19 +56,22 @@ const maxZone = 253 - 64
 // others to any answer and 1.
 //
 // A value of postscreen_dnsbl_sites is read as postscreen(8) of Postfix reads
-// it: when there are several lists, with a weight among them or on one line, a
-// known block list without a weight counts 1, and a known allow list with a
-// weight and without a match counts for any answer.
+// it: a known block list without a weight counts 1, and a known allow list with a
+// weight and without a match counts for any answer. Several lists are such a value
+// if one of them has a weight or a match, or there is a comma.
+//
+// A list that cannot be asked, such as one of domains for which no option says
+// whose, is Dead: Postfix takes it too, and a value that was pasted must not stop
+// the mail server.
 //
 // The errors, nil if all is well, are those of each line. They name the list,
 // without the key.
 func Parse(lines ...string) (lists []List, errs []error) {
-	together := false
+	theirs := false
 	for i, line := range lines {
-		n := 0
 		var bad []error
+		theirs = theirs || strings.Contains(line, ",")
 		for token := range strings.FieldsFuncSeq(line, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) }) {
-			n++
 			l, err := parseList(token)
 			if err != nil {
 				if len(token) > 300 {
@@ -76,9 +81,8 @@ func Parse(lines ...string) (lists []List, errs []error) {
 				continue
 			}
 			lists = append(lists, l)
-			together = together || l.weighted
+			theirs = theirs || l.weighted || l.matched
 		}
-		together = together || n > 1
 		if bad != nil {
 			if errs == nil {
 				errs = make([]error, len(lines))
@@ -86,18 +90,19 @@ func Parse(lines ...string) (lists []List, errs []error) {
 			errs[i] = errors.Join(bad...)
 		}
 	}
-	if together && len(lists) > 1 {
+	if theirs && len(lists) > 1 {
 		for i := range lists {
-			lists[i].plain()
+			lists[i].postscreen()
 		}
 	}
 	return lists, errs
 }
 
-// plain makes the list one of postscreen_dnsbl_sites.
-func (l *List) plain() {
+// postscreen makes the list one of postscreen_dnsbl_sites.
+func (l *List) postscreen() {
 	switch known := l.info.weight; {
 	case known > 0 && !l.weighted && l.info.kind == addresses:
+		l.plain = known != 1
 		l.Weight = 1
 	case known < 0 && l.weighted && !l.matched:
 		// Of block lists, what matches by default is all that they answer; of
@@ -145,7 +150,9 @@ func parseList(s string) (List, error) {
 		l.Label = mask(l.zone)
 	}
 	l.info = lookupZone(l.zone)
-	l.Dead = dead(l.zone)
+	if why := dead(l.zone); why != "" {
+		l.Dead = "it is dead, " + why
+	}
 	l.Weight = l.info.weight
 
 	options := make(map[string]bool)
@@ -164,6 +171,8 @@ func parseList(s string) (List, error) {
 			if l.Match, err = ParseMatch(value); err != nil {
 				return List{}, err
 			}
+		case sign == '*' && !l.weighted && value == "" && len(s) > 1 && s[0] == '+' && '0' <= s[1] && s[1] <= '9': // *+3
+			s = "*" + s[1:]
 		case sign == '*' && !l.weighted:
 			l.weighted = true
 			if l.Weight, err = strconv.Atoi(value); err != nil || l.Weight < -100 || l.Weight > 100 {
@@ -192,13 +201,13 @@ func (l *List) finish(options map[string]bool) error {
 			return errors.New("options are +ip +rdns +helo +from +v4 +v6 +block +junk +txt")
 		}
 	}
-	if l.Ask == 0 && l.info.kind == domains {
-		return errors.New("lists domains: it needs +rdns, +helo or +from")
+	if l.Ask == 0 && l.info.kind == domains && l.Dead == "" {
+		l.Dead = "it lists domains: add +rdns, +helo or +from"
 	}
 	if l.Ask == 0 {
 		l.Ask = IP
 	}
-	if l.info.kind == domains && l.Ask&IP != 0 {
+	if l.info.kind == domains && l.Ask&IP != 0 && l.Dead == "" {
 		return errors.New("lists domains, not addresses")
 	}
 	if l.info.zone != "" && l.info.kind != domains && l.Ask != IP {
@@ -213,8 +222,8 @@ func (l *List) finish(options map[string]bool) error {
 	if !l.V4 && !l.V6 {
 		l.V4, l.V6 = l.info.families&ip4 != 0, l.info.families&ip6 != 0
 	}
-	if !l.matched && l.info.kind == scores {
-		return errors.New("answers for good and bad clients: it needs a =match")
+	if !l.matched && l.info.kind == scores && l.Dead == "" {
+		l.Dead = "it answers for good and bad clients: add a =match"
 	}
 	if !l.matched && l.info.match != "" {
 		var err error
@@ -222,6 +231,7 @@ func (l *List) finish(options map[string]bool) error {
 			return err
 		}
 	}
+	l.Odd = l.odd()
 	return nil
 }
 

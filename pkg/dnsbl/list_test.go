@@ -128,12 +128,10 @@ func TestParse(t *testing.T) {
 		{"bl.example+nosuch", "options are"},
 		{"bl.example+", "options are"},
 		{"bl.example*3+", "options are"},
-		{"dbl.spamhaus.org", "needs +rdns"},
 		{"dbl.spamhaus.org+ip", "lists domains"},
 		{"zen.spamhaus.org+helo", "lists addresses"},
 		{"rhs.example+helo+v4", "for addresses"},
 		{"bl.example*-1+block", "do not go with"},
-		{"score.senderscore.com", "needs a =match"},
 		{key + "..zen.dq.spamhaus.net", "list \"KEY..zen"},
 		{key, "list \"KEY\""},
 		{"zen.spamhaus.org=" + key, "\"zen.spamhaus.org=KEY\""},
@@ -181,6 +179,11 @@ func TestPostscreen(t *testing.T) {
 	for text, want := range map[string]string{
 		"zen.spamhaus.org\nbl.spamcop.net":          "[5 2]",
 		"bl.spamcop.net=127.0.0.2":                  "[2]",
+		"zen.spamhaus.org bl.spamcop.net":           "[5 2]", // in one pair of quotes
+		"a.example+block bl.spamcop.net":            "[1 2]",
+		"zen.spamhaus.org, bl.spamcop.net":          "[1 1]",
+		"zen.spamhaus.org=127.0.0.2 bl.spamcop.net": "[1 1]",
+		"zen.spamhaus.org bl.spamcop.net*+3":        "[1 3]",
 		"zen.spamhaus.org*3\ndbl.spamhaus.org+from": "[3 4]", // Postfix has no such lists there
 		"zen.spamhaus.org*3 list.dnswl.org":         "[3 -2]",
 	} {
@@ -196,6 +199,135 @@ func TestPostscreen(t *testing.T) {
 	_, errs := Parse("bl.example", "zen", "", "a.example*x b.example+y")
 	if len(errs) != 4 || errs[0] != nil || errs[1] == nil || errs[2] != nil || strings.Count(errs[3].Error(), "\n") != 1 {
 		t.Errorf("errors %q", errs)
+	}
+}
+
+// What cannot be asked does not stop the mail server: a value that was pasted may
+// have it.
+func TestNotAsked(t *testing.T) {
+	for text, why := range map[string]string{
+		"dbl.spamhaus.org":                        "lists domains",
+		"dbl.spamhaus.org*2":                      "lists domains",
+		"dbl.spamhaus.org=127.0.1.[2..99]*3":      "lists domains",
+		"multi.surbl.org":                         "lists domains",
+		"your.dbl.dq.spamhaus.net":                "lists domains",
+		"score.senderscore.com":                   "add a =match",
+		"rep.mailspike.net*2":                     "add a =match",
+		"dnsbl.sorbs.net":                         "dead",
+		"rhs.mailpolice.com":                      "dead",
+		"dbl.spamhaus.org+from":                   "",
+		"score.senderscore.com=127.0.4.[0..20]*2": "",
+	} {
+		for _, value := range []string{text, "zen.spamhaus.org*3, " + text + " bl.spamcop.net"} {
+			lists, errs := Parse(value)
+			if errs != nil {
+				t.Errorf("%s: %v", value, errs)
+				continue
+			}
+			l := lists[min(1, len(lists)-1)]
+			if (l.Dead == "") != (why == "") || !strings.Contains(l.Dead, why) {
+				t.Errorf("%s: %q, want %q", value, l.Dead, why)
+			}
+			w := strings.Join(Options{Lists: lists}.Warnings(), ";")
+			if why != "" && !strings.Contains(w, why) || why == "" && w != "" {
+				t.Errorf("%s: warnings %q", value, w)
+			}
+			c := New(Options{Lists: lists, Resolver: newFake(), JunkAt: 1})
+			for _, z := range c.alive() {
+				if why != "" && z.name == l.zone {
+					t.Errorf("%s is asked", value)
+				}
+			}
+		}
+	}
+}
+
+// Allow lists are such by themselves.
+func TestAllowLists(t *testing.T) {
+	const key = "abcdefghij0123456789klmnop"
+	for _, zone := range []string{
+		"swl.spamhaus.org", key + ".swl.dq.spamhaus.net", key + ".white.mail.abusix.zone", "iadb.isipp.com", "nobl.junkemailfilter.com",
+		"list.dnswl.org", "wl.mailspike.net", "dnswl.spfbl.net", "ips.whitelisted.org",
+	} {
+		lists, errs := Parse(zone)
+		if errs != nil || lists[0].Weight >= 0 || lists[0].Odd != "" {
+			t.Errorf("%s: %v, %v", zone, lists, errs)
+		}
+	}
+}
+
+// What is accepted and probably not meant.
+func TestWarnings(t *testing.T) {
+	for _, tt := range []struct {
+		lists       string
+		block, junk int
+		want        string // "" is none
+	}{
+		{"zen.spamhaus.org bl.spamcop.net", 5, 3, ""},
+		{"zen.spamhaus.org=127.0.0.[2..11]*3 list.dnswl.org=127.0.[0..255].[1..3]*-2", 3, 0, ""},
+		{"zen.spamhaus.org*3\nb.barracudacentral.org=127.0.0.[2..11]*2\nbl.spamcop.net\nlist.dnswl.org=127.[0..255].[0..255].0*-2", 3, 2, ""},
+		{"abcdefghij0123456789klmnop.zen.dq.spamhaus.net", 5, 0, ""},
+		{"bl.mine.example*5 hostkarma.junkemailfilter.com=127.0.0.1*-2", 5, 0, ""},
+		{"bl.mine.example=127.0.0.9*5", 5, 0, ""},
+		{"multi.uribl.com=bit:14+from*5", 5, 0, ""},
+
+		{"dbl.spamhaus.org=127.0.0.[2..11]+from*5", 5, 0, "never answers what the match wants; by itself it has =127.0.1.[2..99]"},
+		{"zen.spamhaus.org=127.255.255.254*5", 5, 0, "never answers"},
+		{"bl.mine.example=127.255.255.[252..255]*5", 5, 0, "never answers"},
+		{"bl.mine.example=127.0.0.255*5", 5, 0, "never answers"},
+		{"multi.surbl.org=127.0.0.1+from*5", 5, 0, "never answers"},
+		{"bl.spamcop.net=127.0.0.3*5", 5, 0, "never answers"},
+		{"list.dnswl.org=127.1.0.0/16*-5 bl.mine.example*5", 5, 0, "never answers"},
+		{"zen.spamhuas.org*5", 5, 0, "is it zen.spamhaus.org?"},
+		{"bl.spamcop.org*5", 5, 0, "is it bl.spamcop.net?"},
+		{"b.baracudacentral.org*5", 5, 0, "is it b.barracudacentral.org?"},
+		{"abcdefghij0123456789klmnop.zen.dq.spamhaus.com*5", 5, 0, "is it zen.dq.spamhaus.net?"},
+		{"your-dqs-key.zen.dq.spamhaus.net", 5, 0, "stands for your key"},
+		{"yourdqskey.zen.dq.spamhaus.net", 5, 0, "stands for your key"},
+		{"XXXXXXXXXXXXXXXXXXXXXXXXXX.zen.dq.spamhaus.net", 5, 0, "stands for your key"},
+		{"apikey.combined.mail.abusix.zone*5", 5, 0, "stands for your key"},
+		{"wl.mine.example bl.mine.example*5", 5, 0, "by its name it is an allow list"},
+		{"swl.spamhaus.org*4 bl.mine.example*5", 5, 0, "it is an allow list"},
+		{"zen.spamhaus.org*-3 bl.mine.example*5", 5, 0, "it is a block list"},
+		{"bl.mine.example*5", 3, 5, "-junkAt 5 is not below -blockAt 3"},
+		{"bl.mine.example*5", 3, 3, "-junkAt 3 is not below -blockAt 3"},
+		{"a.example*2 b.example*2", 5, 0, "all lists together weigh 4, which does not reach -blockAt 5"},
+		{"a.example*2 b.example*2", 0, 5, "all lists together weigh 4, which does not reach -junkAt 5"},
+		{"zen.spamhaus.org, bl.spamcop.net", 5, 0, "a list without a weight counts 1, add *5 to zen.spamhaus.org"},
+	} {
+		lists, errs := Parse(tt.lists)
+		if errs != nil {
+			t.Errorf("%s: %v", tt.lists, errs)
+			continue
+		}
+		got := Options{Lists: lists, BlockAt: tt.block, JunkAt: tt.junk}.Warnings()
+		if tt.want == "" && got != nil || tt.want != "" && (len(got) != 1 || !strings.Contains(got[0], tt.want)) {
+			t.Errorf("%s: %q, want %q", tt.lists, got, tt.want)
+		}
+	}
+	for _, k := range knownZones() { // each is near to itself only
+		if near := nearest(k.zone); near != "" && lookupZone(k.zone).zone == "" {
+			t.Errorf("%s: near to %s", k.zone, near)
+		}
+		text := k.zone
+		if k.kind == domains {
+			text += "+from"
+		}
+		lists, _ := Parse(text)
+		if lists[0].Odd != "" {
+			t.Errorf("%s by itself: %s", k.zone, lists[0].Odd)
+		}
+	}
+}
+
+func TestDistance(t *testing.T) {
+	for _, tt := range []struct {
+		a, b string
+		want int
+	}{{"", "", 0}, {"a", "", 1}, {"abc", "abc", 0}, {"abc", "acb", 1}, {"abc", "abd", 1}, {"abc", "xabc", 1}, {"abcd", "badc", 2}, {"kitten", "sitting", 3}} {
+		if got := distance(tt.a, tt.b); got != tt.want || distance(tt.b, tt.a) != tt.want {
+			t.Errorf("%q, %q: %d, want %d", tt.a, tt.b, got, tt.want)
+		}
 	}
 }
 

@@ -135,5 +135,33 @@ func (m Match) Contains(a netip.Addr) bool {
 	return true
 }
 
+// some reports whether ok is true of an answer that counts; with first, of those
+// within 127.0.0.0/16.
+func (m Match) some(ok func(netip.Addr) bool, first bool) bool {
+	octet := func(i int) (bs []byte) {
+		for b := range 256 {
+			switch {
+			case m.octets[i] != nil && !within(m.octets[i], byte(b)):
+			case i == 1 && first && b > 0:
+			case m.bits != 0 && i < 3 && b > 0:
+			default:
+				bs = append(bs, byte(b))
+			}
+		}
+		return bs
+	}
+	second, third, fourth := octet(1), octet(2), octet(3)
+	for _, b := range second {
+		for _, c := range third {
+			for _, d := range fourth {
+				if a := netip.AddrFrom4([4]byte{127, b, c, d}); m.Contains(a) && ok(a) {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
+
 // String returns the match as it was written.
 func (m Match) String() string { return m.text }

@@ -6,6 +6,9 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"opensmtpd-filters/pkg/guard"
+	"opensmtpd-filters/pkg/metrics"
 )
 
 // A Verdict is what is to be done with a client.
@@ -74,24 +77,117 @@ func (r *Result) add(h Hit) {
 }
 
 // Verdict waits until the answers that are missing cannot change the verdict,
-// and returns it. A question that is not answered within its time counts
-// nothing, so that is at most Options.Timeout after the last question. Reasons
-// that are asked for take what is left of that time from the call. When ctx ends
-// it returns what there is.
+// and returns it. A question that is not answered within its time counts nothing.
+// A list that would decide and was not found well within a minute is tested first;
+// the whole takes at most Options.Timeout, after which what is known decides. So
+// does what is known when ctx ends. Reasons that are asked for take what is left of
+// the time.
 func (q *Inquiry) Verdict(ctx context.Context) Result {
 	start := time.Now()
-	q.wait(ctx, func() bool { _, _, certain := q.bounds(false); return certain })
-	res := q.locked(ctx.Err() != nil)
+	within, cancel := context.WithDeadline(ctx, start.Add(q.c.opts.Timeout))
+	defer cancel()
+	for {
+		q.again(ctx)
+		q.wait(within, func() bool { return q.bounds(false).certain })
+		tests := q.tests()
+		if tests == nil || within.Err() != nil {
+			break
+		}
+		for _, done := range tests {
+			select {
+			case <-done:
+			case <-within.Done():
+			}
+		}
+	}
+	res := q.locked(within.Err() != nil)
 	if res.Verdict == Block && !q.c.opts.DryRun {
-		ctx, cancel := context.WithDeadline(ctx, start.Add(q.c.opts.Timeout))
-		q.explain(ctx, &res)
-		cancel()
+		q.explain(within, &res)
 	}
 	res.Took = time.Since(start)
-	for _, h := range res.Hits {
-		q.c.hits[h.Label].Inc()
-	}
+	q.count(res)
 	return res
+}
+
+// count counts hits, and those that made the verdict, once for each client.
+func (q *Inquiry) count(res Result) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	once := func(what string, c *metrics.Counter) {
+		if q.counted == nil {
+			q.counted = make(map[string]bool)
+		}
+		if !q.counted[what] {
+			q.counted[what] = true
+			c.Inc()
+		}
+	}
+	threshold := q.c.opts.BlockAt
+	if res.Verdict == Junk {
+		threshold = q.c.opts.JunkAt
+	}
+	for _, h := range res.Hits {
+		c := q.set.counts[h.Label]
+		once(h.Label, c.hits)
+		alone := h.Weight > 0 || h.Alone
+		for _, o := range res.Hits {
+			if o.Label == h.Label {
+				continue
+			}
+			if (o.Weight < 0) == (h.Weight < 0) {
+				once("&"+h.Label, c.shared)
+			}
+			alone = alone && !o.Alone
+		}
+		if res.Verdict != Pass && alone && (threshold == 0 || res.Score-h.Weight < threshold) {
+			once("!"+h.Label, c.decisive)
+		}
+	}
+}
+
+// tests returns the tests that the verdict has to wait for: of lists whose hits
+// decide it, or have turned it, and of those whose hits would if they were trusted.
+func (q *Inquiry) tests() (tests []<-chan struct{}) {
+	q.mu.Lock()
+	b := q.bounds(false)
+	decide, allow := make(map[*part]bool), make(map[*part]bool)
+	var unknown []*part
+	for _, e := range q.set.entries {
+		for _, a := range q.asks {
+			if !e.applies(a) || !a.done || !e.hits(a) {
+				continue
+			}
+			switch s := a.part.state(); {
+			case !a.part.believes(a.at), s == useless:
+			case s == untested:
+				unknown = append(unknown, a.part)
+			case e.Weight < 0:
+				allow[a.part] = true
+			default:
+				decide[a.part] = true
+			}
+		}
+	}
+	q.mu.Unlock()
+	add := func(wait <-chan struct{}) {
+		if wait != nil {
+			tests = append(tests, wait)
+		}
+	}
+	if b.verdict != Pass {
+		for p := range decide {
+			add(p.verify())
+		}
+	}
+	if b.turned {
+		for p := range allow {
+			add(p.verify())
+		}
+	}
+	for _, p := range unknown {
+		add(p.underWay())
+	}
+	return tests
 }
 
 // Now returns the verdict by the answers that are there.
@@ -121,95 +217,106 @@ func (s *sums) add(weight int, certain bool) {
 
 // A tally is what the answers say about one entry.
 type tally struct {
-	hit      *ask // with a code that matches
-	trusted  bool // counts towards Block
-	doubtful bool // a hit of an allow list that is not known to be well
+	hit      *ask // with a code that matches, of a list that is well
+	untested bool // a hit of one that is not known to be
 	pending  bool
 }
 
-func (q *Inquiry) tally(e *entry) (t tally) {
+func (q *Inquiry) tally(e *item) (t tally) {
 	for _, a := range q.asks {
 		switch {
 		case !e.applies(a):
 		case !a.done:
 			t.pending = true
-		case !e.hits(a):
-		case e.Weight < 0 && !a.trusted:
-			t.doubtful = true
+		case !e.hits(a) || !a.part.believes(a.at):
 		default:
-			if t.hit == nil {
-				t.hit = a
+			switch a.part.state() {
+			case good:
+				if t.hit == nil {
+					t.hit = a
+				}
+			case untested:
+				t.untested = true
 			}
-			t.trusted = t.trusted || a.trusted
 		}
 	}
-	t.doubtful = t.doubtful && t.hit == nil
+	t.untested = t.untested && t.hit == nil
 	return t
+}
+
+// bounds are the verdict so far.
+type bounds struct {
+	verdict Verdict
+	score   int
+	certain bool // whatever comes
+	turned  bool // by allow lists: it would be worse without them
 }
 
 // bounds is the verdict by bounds: Block as soon as the score, with all
 // negative weights that may still come, reaches BlockAt; Pass as soon as it
 // cannot reach a threshold with all positive ones; Junk as soon as it can be
-// nothing else. It returns the score so far, and whether the verdict is certain.
-// With final, nothing more comes. It is called with mu held.
-func (q *Inquiry) bounds(final bool) (v Verdict, score int, certain bool) {
-	var junk, block sums // for Block, hits of untested lists do not count
+// nothing else. With final, nothing more comes. It is called with mu held.
+func (q *Inquiry) bounds(final bool) bounds {
+	var s sums
 	var mustJunk, mustBlock, mayJunk, mayBlock bool
-	for _, e := range q.c.entries {
+	allowed, saved := 0, 0
+	for _, e := range q.set.entries {
 		t := q.tally(e)
-		// An allow list counts only while it is well, but until that is
-		// known nobody is blocked whom it might save.
-		if t.doubtful {
-			block.add(e.Weight, true)
-		}
 		switch {
 		case t.hit != nil:
-			junk.add(e.Weight, true)
+			s.add(e.Weight, true)
 			mustJunk = mustJunk || e.Junk || e.Block
-			if t.trusted {
-				block.add(e.Weight, true)
-				mustBlock = mustBlock || e.Block
-			} else if t.pending && !final { // the next one may be trusted
-				block.add(e.Weight, false)
-				mayBlock = mayBlock || e.Block
-			}
+			mustBlock = mustBlock || e.Block
+			allowed += min(e.Weight, 0)
+		case t.untested && e.Weight < 0:
+			// It counts only while it is well, but until that is known nobody is
+			// blocked or junked whom it might save.
+			saved += e.Weight
 		case t.pending && !final:
-			junk.add(e.Weight, false)
-			block.add(e.Weight, false)
+			s.add(e.Weight, false)
 			mayJunk = mayJunk || e.Junk || e.Block
 			mayBlock = mayBlock || e.Block
 		}
 	}
-	reaches := func(score, threshold int) bool { return threshold > 0 && score >= threshold }
 	o := &q.c.opts
-	switch {
-	case mustBlock || reaches(block.low, o.BlockAt):
-		return Block, junk.score, true
-	case mayBlock || reaches(block.high, o.BlockAt):
-		return Pass, junk.score, false
-	case mustJunk || reaches(junk.low, o.JunkAt):
-		return Junk, junk.score, true
+	reaches := func(score, threshold int) bool { return threshold > 0 && score >= threshold }
+	b := bounds{score: s.score}
+	low, high := s.low+saved, s.high+saved
+	worse := func(threshold int) bool {
+		return !reaches(s.score+saved, threshold) && reaches(s.score-allowed, threshold)
 	}
-	return Pass, junk.score, !mayJunk && !reaches(junk.high, o.JunkAt)
+	switch {
+	case mustBlock || reaches(low, o.BlockAt):
+		b.verdict, b.certain = Block, true
+	case mayBlock || reaches(high, o.BlockAt):
+	case mustJunk || reaches(low, o.JunkAt):
+		b.verdict, b.certain = Junk, true
+		b.turned = worse(o.BlockAt)
+	default:
+		b.certain = !mayJunk && !reaches(high, o.JunkAt)
+		b.turned = worse(o.BlockAt) || worse(o.JunkAt)
+	}
+	return b
 }
 
 // result is the verdict and what it rests on. It is called with mu held.
 func (q *Inquiry) result(final bool) Result {
 	var res Result
-	res.Verdict, res.Score, _ = q.bounds(final)
+	b := q.bounds(final)
+	res.Verdict, res.Score = b.verdict, b.score
 	add := func(list *[]string, label string) {
 		if !slices.Contains(*list, label) {
 			*list = append(*list, label)
 		}
 	}
-	for _, e := range q.c.entries {
+	for _, e := range q.set.entries {
 		t := q.tally(e)
 		if t.hit != nil {
 			h := q.hit(e, t.hit)
-			h.Alone = res.Verdict == Block && e.Block && t.trusted || res.Verdict == Junk && (e.Block || e.Junk)
+			h.Alone = res.Verdict == Block && e.Block || res.Verdict == Junk && (e.Block || e.Junk)
 			res.add(h)
 		}
-		if t.doubtful || t.hit != nil && !t.trusted {
+		if t.untested {
 			add(&res.Untested, e.Label)
 		}
 	}
@@ -222,7 +329,7 @@ func (q *Inquiry) result(final bool) Result {
 }
 
 // hit collects the codes of all answers that match.
-func (q *Inquiry) hit(e *entry, first *ask) Hit {
+func (q *Inquiry) hit(e *item, first *ask) Hit {
 	h := Hit{Label: e.Label, Weight: e.Weight, Domain: first.domain, ask: first}
 	for _, a := range q.asks {
 		if !e.applies(a) || !a.done {
@@ -247,13 +354,13 @@ func (q *Inquiry) explain(ctx context.Context, res *Result) {
 	for i := range res.Hits {
 		h := &res.Hits[i]
 		shown := q.c.opts.Reason && res.Verdict == Block && h == heaviest
-		if !shown && !slices.ContainsFunc(q.c.entries, func(e *entry) bool { return e.TXT && e.Label == h.Label }) {
+		if !shown && !slices.ContainsFunc(q.set.entries, func(e *item) bool { return e.TXT && e.Label == h.Label }) {
 			continue
 		}
 		wg.Go(func() {
-			guard(q.c.opts.Log, func() {
+			guard.Run(q.c.opts.Log, "lists", func() {
 				if texts, err := q.c.opts.Resolver.TXT(ctx, h.ask.name); err == nil && len(texts) > 0 {
-					h.Text = Clean(q.c.redact(texts[0]))
+					h.Text = Clean(q.set.redact(texts[0]))
 				}
 			})
 		})
@@ -280,10 +387,12 @@ func (q *Inquiry) Rows() []Row {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	var rows []Row
-	for _, e := range q.c.entries {
-		row := Row{Label: e.Label, Weight: e.Weight, Health: e.zone.health()}
+	for _, e := range q.set.entries {
+		row := Row{Label: e.Label, Weight: e.Weight}
 		if e.Dead != "" {
-			row.Weight, row.Health = 0, "dead: "+e.Dead
+			row.Weight, row.Health = 0, "not asked: "+e.Dead
+		} else {
+			row.Health = e.zone.health()
 		}
 		n := len(rows)
 		for _, a := range q.asks {
@@ -291,6 +400,7 @@ func (q *Inquiry) Rows() []Row {
 				continue
 			}
 			r := row
+			r.Health = a.part.health()
 			r.Asked, r.Codes, r.Took, r.Failure = a.failure != notAsked, a.codes, a.took, a.failure
 			r.Hit = e.hits(a)
 			for _, code := range r.Codes {

@@ -29,6 +29,8 @@ type known struct {
 	blocked  byte   // bits of the last octet that say that queries are refused
 	parent   bool   // wants registered domains, not names below them
 	remedy   string // when it does not answer, or not this resolver
+	toAll    string // remedy when it lists everybody
+	white1   bool   // 127.0.0.1 is listed by design
 	codes    []code
 }
 
@@ -66,21 +68,33 @@ func knownZones() []known {
 		{"bit:4", "DM"}, {"bit:8", "phishing"}, {"bit:16", "malware"}, {"bit:32", "CT"}, {"bit:64", "abuse"}, {"bit:128", "cracked"},
 	}
 	uribl := []code{{"bit:2", "black"}, {"bit:4", "grey"}, {"bit:8", "red"}}
+	swl := []code{{"127.0.2.[0..255]", "sender that Spamhaus vouches for"}}
+	karma := []code{
+		{"127.0.0.1", "white"}, {"127.0.0.2", "black"}, {"127.0.0.3", "yellow, sends good mail and bad"}, {"127.0.0.4", "brown"},
+		{"127.0.0.5", "not to be listed"}, {"127.0.[1..2].[0..255]", "what it has done lately"},
+	}
+	listed := []code{{"127.0.0.2", "listed"}}
+	const key = "check the key"
 	const validity = "register the address of your resolver at my.validity.com"
 	return []known{
 		{zone: "zen.spamhaus.org", families: both, weight: 5, match: "127.0.0.[2..11]", remedy: ownResolver, codes: zen},
-		{zone: "zen.dq.spamhaus.net", families: both, weight: 5, match: "127.0.0.[2..11]", remedy: "check the key", codes: zen},
+		{zone: "zen.dq.spamhaus.net", families: both, weight: 5, match: "127.0.0.[2..11]", remedy: key, codes: zen},
 		{zone: "sbl.spamhaus.org", families: both, weight: 5, match: "127.0.0.[2..9]", remedy: ownResolver, codes: zen},
 		{zone: "xbl.spamhaus.org", families: both, weight: 5, match: "127.0.0.[4..7]", remedy: ownResolver, codes: zen},
 		{zone: "pbl.spamhaus.org", families: both, weight: 4, match: "127.0.0.[10..11]", remedy: ownResolver, codes: zen},
-		{zone: "authbl.dq.spamhaus.net", families: both, weight: 3, match: "127.0.0.20", remedy: "check the key", codes: zen},
+		{zone: "authbl.dq.spamhaus.net", families: both, weight: 3, match: "127.0.0.20", remedy: key, codes: zen},
 		{zone: "dbl.spamhaus.org", kind: domains, weight: 4, match: "127.0.1.[2..99]", test: "dbltest.com", remedy: ownResolver, codes: dbl},
-		{zone: "dbl.dq.spamhaus.net", kind: domains, weight: 4, match: "127.0.1.[2..99]", test: "dbltest.com", remedy: "check the key", codes: dbl},
-		{zone: "zrd.dq.spamhaus.net", kind: domains, weight: 2, match: "127.0.2.[2..24]", remedy: "check the key",
+		{zone: "dbl.dq.spamhaus.net", kind: domains, weight: 4, match: "127.0.1.[2..99]", test: "dbltest.com", remedy: key, codes: dbl},
+		{zone: "zrd.dq.spamhaus.net", kind: domains, weight: 2, match: "127.0.2.[2..24]", remedy: key,
 			codes: []code{{"127.0.2.[2..24]", "domain first seen hours ago"}}},
-		{zone: "bl.spamcop.net", families: ip4, weight: 2},
-		{zone: "b.barracudacentral.org", families: ip4, weight: 3, remedy: "register the address of your resolver at barracudacentral.org"},
-		{zone: "psbl.surriel.com", families: both, weight: 2},
+		{zone: "sbl.dq.spamhaus.net", families: both, weight: 5, match: "127.0.0.[2..9]", remedy: key, codes: zen},
+		{zone: "xbl.dq.spamhaus.net", families: both, weight: 5, match: "127.0.0.[4..7]", remedy: key, codes: zen},
+		{zone: "pbl.dq.spamhaus.net", families: both, weight: 4, match: "127.0.0.[10..11]", remedy: key, codes: zen},
+		{zone: "swl.spamhaus.org", families: both, weight: -2, remedy: ownResolver, codes: swl},
+		{zone: "swl.dq.spamhaus.net", families: both, weight: -2, remedy: key, codes: swl},
+		{zone: "bl.spamcop.net", families: ip4, weight: 2, codes: listed},
+		{zone: "b.barracudacentral.org", families: ip4, weight: 3, remedy: "register the address of your resolver at barracudacentral.org", codes: listed},
+		{zone: "psbl.surriel.com", families: both, weight: 2, codes: listed},
 		{zone: "dnsbl-1.uceprotect.net", families: both, weight: 2, codes: []code{{"127.0.0.2", "single address"}}},
 		{zone: "dnsbl-2.uceprotect.net", families: both, weight: 1, codes: []code{{"127.0.0.2", "its provider's network"}}},
 		{zone: "dnsbl-3.uceprotect.net", families: both, weight: 1, codes: []code{{"127.0.0.2", "all networks of its provider"}}},
@@ -93,18 +107,31 @@ func knownZones() []known {
 		{zone: "bl.ipv6.spameatingmonkey.net", families: ip6, weight: 2, match: "127.0.0.[2..3]", remedy: lessQueries},
 		{zone: "uribl.spameatingmonkey.net", kind: domains, weight: 2, parent: true, remedy: lessQueries},
 		{zone: "fresh15.spameatingmonkey.net", kind: domains, weight: 1, parent: true, remedy: lessQueries},
-		{zone: "list.dnswl.org", families: both, weight: -2, match: "127.0.[0..255].[1..3]", remedy: lessQueries, codes: dnswl},
-		{zone: "combined.mail.abusix.zone", families: both, weight: 4, match: "127.0.0.[2..4;11..12;200]", remedy: "check the key", codes: abusix},
+		{zone: "list.dnswl.org", families: both, weight: -2, match: "127.0.[0..255].[1..3]", remedy: lessQueries, codes: dnswl,
+			toAll: "it answers so who asks too much: ask less, or register at dnswl.org"},
+		{zone: "combined.mail.abusix.zone", families: both, weight: 4, match: "127.0.0.[2..4;11..12;200]", remedy: key, codes: abusix},
+		{zone: "black.mail.abusix.zone", families: both, weight: 4, match: "127.0.0.[2..3;200]", remedy: key, codes: abusix},
+		{zone: "exploit.mail.abusix.zone", families: both, weight: 4, match: "127.0.0.4", remedy: key, codes: abusix},
+		{zone: "dynamic.mail.abusix.zone", families: both, weight: 3, match: "127.0.0.11", remedy: key, codes: abusix},
+		{zone: "noip.mail.abusix.zone", families: both, weight: 2, match: "127.0.0.12", remedy: key, codes: abusix},
+		{zone: "white.mail.abusix.zone", families: both, weight: -2, remedy: key},
+		{zone: "dblack.mail.abusix.zone", kind: domains, weight: 3, remedy: key},
 		{zone: "multi.surbl.org", kind: domains, weight: 3, match: "bit:252", test: "test.surbl.org", blocked: 1, parent: true, remedy: ownResolver, codes: surbl},
 		{zone: "multi.uribl.com", kind: domains, weight: 3, match: "bit:2", test: "2.0.0.127", blocked: 1, parent: true, remedy: ownResolver, codes: uribl},
 		{zone: "bl.score.senderscore.com", families: ip4, weight: 2, match: "bit:31", remedy: validity, codes: rpbl},
 		{zone: "score.senderscore.com", kind: scores, families: ip4, weight: 1, remedy: validity,
 			codes: []code{{"127.0.4.[0..69]", "bad score"}, {"127.0.4.[70..79]", "poor score"}, {"127.0.4.[80..100]", "good score"}}},
+		// It answers for good and bad, and 127.0.0.1 is its white.
+		{zone: "hostkarma.junkemailfilter.com", families: ip4, weight: 2, match: "127.0.0.2", white1: true, codes: karma},
+		{zone: "nobl.junkemailfilter.com", families: ip4, weight: -1, white1: true},
+		{zone: "iadb.isipp.com", families: ip4, weight: -1},
+		{zone: "iadb2.isipp.com", families: ip4, weight: -1},
+		{zone: "ips.whitelisted.org", families: both, weight: -1},
 		{zone: "bip.virusfree.cz", families: both, weight: 2},
 		{zone: "bl.blocklist.de", families: both, weight: 2},
 		{zone: "dnsbl.spfbl.net", families: both, weight: 2},
 		{zone: "dnswl.spfbl.net", families: both, weight: -1},
-		{zone: "truncate.gbudb.net", families: ip4, weight: 2},
+		{zone: "truncate.gbudb.net", families: ip4, weight: 2, codes: listed},
 	}
 }
 
@@ -148,7 +175,7 @@ func deadZones() [][2]string {
 		{"dul.ru", gone}, {"dnsbl.sectoor.de", gone}, {"rhs.mailpolice.com", gone}, {"wormrbl.imp.ch", gone},
 		{"dnsbl.cyberlogic.net", gone}, {"bl.csma.biz", gone}, {"blackholes.mail-abuse.org", gone}, {"opm.blitzed.org", gone},
 		{"cbl.abuseat.org", "part of xbl.spamhaus.org"},
-		{"sa-trusted.bondedsender.org", gated}, {"sa-accredit.habeas.com", gated}, {"query.bondedsender.org", gated},
+		{"sa-trusted.bondedsender.org", gated}, {"plus.bondedsender.org", gated}, {"sa-accredit.habeas.com", gated}, {"hul.habeas.com", gated}, {"accredit.habeas.com", gated}, {"query.bondedsender.org", gated},
 		{"bl.nszones.com", "a copy of other lists"}, {"*.psky.me", "bad data"},
 	}
 }

@@ -30,7 +30,7 @@ import (
 //	flaky.example         servfail 2                 the first 2 queries of each type
 //
 // Records are in the form of zone files (RFC 1035 section 5.1); names are
-// absolute. A name without records is NXDOMAIN, with the SOA record of the
+// absolute. The root has a server. A name without records is NXDOMAIN, with the SOA record of the
 // closest name above it that has one.
 //
 // The behaviours are
@@ -221,6 +221,13 @@ func (s *DNSScript) answer(m *dns.Msg, q dns.Question) {
 	name := q.Name
 	for range 16 {
 		rrs, exists := s.records(dns.CanonicalName(name))
+		if !exists && name == "." && q.Qtype == dns.TypeNS {
+			m.Answer = append(m.Answer, &dns.NS{
+				Hdr: dns.RR_Header{Name: ".", Rrtype: dns.TypeNS, Class: dns.ClassINET, Ttl: 3600},
+				Ns:  "a.root-servers.net.",
+			})
+			return
+		}
 		if !exists {
 			m.Rcode = dns.RcodeNameError
 		}

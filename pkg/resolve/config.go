@@ -182,7 +182,10 @@ func (r *Resolver) setConfig(c fileConfig) {
 			gone = slices.Delete(gone, i, i+1)
 			continue
 		}
-		conf.servers = append(conf.servers, &server{addr: addr, log: limitedLog{log: r.opts.Log}, ex: r.dial(addr)})
+		conf.servers = append(conf.servers, &server{
+			addr: addr, ex: r.dial(addr), log: limitedLog{log: r.opts.Log},
+			judged: r.judged.Load,
+		})
 	}
 	for _, s := range conf.servers {
 		s.ex.share(maxSockets / len(conf.servers))

@@ -39,13 +39,16 @@ type receiver func(*answer, error)
 // asked last, and from time to time beside another one, which costs nobody a
 // timeout, to see whether it is back.
 type server struct {
-	addr netip.AddrPort
-	ex   exchanger
-	log  limitedLog
+	addr   netip.AddrPort
+	ex     exchanger
+	log    limitedLog
+	judged func() bool // somebody else says when no server answers
 
 	mu      sync.Mutex
-	fails   int // in a row
+	fails   int       // in a row
+	heard   time.Time // when it answered last
 	down    bool
+	said    bool // that it is
 	backoff time.Duration
 	probe   time.Time // of the next query, while down
 }
@@ -53,17 +56,23 @@ type server struct {
 // alive notes an answer, of whatever kind.
 func (s *server) alive() {
 	s.mu.Lock()
-	was := s.down
-	s.fails, s.down = 0, false
+	said := s.said
+	s.fails, s.down, s.said, s.heard = 0, false, false, time.Now()
 	s.mu.Unlock()
-	if was {
+	if said {
 		s.log.warn("server answers again", slog.Any("server", s.addr))
 	}
 }
 
-// failed notes a query that was not answered, in time or at all.
-func (s *server) failed(now time.Time) {
+// failed notes a query that was not answered, in time or at all. Names for which
+// there is no answer do not make a server one that is down: it counts only if
+// nothing was heard of it since the query was sent.
+func (s *server) failed(now, sent time.Time) {
 	s.mu.Lock()
+	if s.heard.After(sent) {
+		s.mu.Unlock()
+		return
+	}
 	s.fails++
 	falls := !s.down && s.fails >= maxFails
 	if falls {
@@ -72,7 +81,18 @@ func (s *server) failed(now time.Time) {
 		s.probe = now.Add(s.backoff)
 	}
 	s.mu.Unlock()
-	if falls {
+	if falls && !s.judged() {
+		s.say()
+	}
+}
+
+// say logs that s is down, unless that is known.
+func (s *server) say() {
+	s.mu.Lock()
+	news := s.down && !s.said
+	s.said = s.said || news
+	s.mu.Unlock()
+	if news {
 		s.log.warn("server does not answer", slog.Any("server", s.addr))
 	}
 }
@@ -93,9 +113,11 @@ func (s *server) due(now time.Time) (down, probe bool) {
 // A try is the state of one server in an exchange.
 type try struct {
 	*server
+	rank  int  // in the configuration
 	out   bool // has answered with an error, is not asked again
 	tcp   bool // is being asked over TCP
 	plain bool // is asked without EDNS0
+	sent  time.Time
 }
 
 // An exchange is one query on its way to the servers. They are asked in turn;
@@ -105,11 +127,13 @@ type try struct {
 type exchange struct {
 	r        *Resolver
 	q        *query
+	refusal  Refusal
 	land     func(*answer) // called once, when it has ended
 	deadline time.Time
 
 	mu       sync.Mutex
 	tries    []try
+	up       int           // those that are not down come first
 	attempts int           // left
 	next     int           // the try that is next in this attempt
 	current  int           // the try that is waited for, or nobody
@@ -224,7 +248,7 @@ func (x *exchange) expired() {
 		case !now.Before(x.deadline):
 			return timeout(x.q.name)
 		case x.current >= 0:
-			x.tries[x.current].failed(now)
+			x.tries[x.current].failed(now, x.tries[x.current].sent)
 		}
 		return x.ask()
 	})
@@ -236,24 +260,24 @@ func (x *exchange) order(servers []*server) {
 	x.tries = make([]try, 0, len(servers))
 	var down []try
 	probe := nobody
-	for _, s := range servers {
+	for i, s := range servers {
 		isDown, due := false, false
 		if len(servers) > 1 {
 			isDown, due = s.due(now)
 		}
 		if !isDown {
-			x.tries = append(x.tries, try{server: s})
+			x.tries = append(x.tries, try{server: s, rank: i})
 			continue
 		}
 		if due {
 			probe = len(down)
 		}
-		down = append(down, try{server: s})
+		down = append(down, try{server: s, rank: i})
 	}
-	up := len(x.tries)
+	x.up = len(x.tries)
 	x.tries = append(x.tries, down...)
-	if up > 0 && probe >= 0 {
-		x.probe(up + probe)
+	if x.up > 0 && probe >= 0 {
+		x.probe(x.up + probe)
 	}
 }
 
@@ -301,9 +325,10 @@ func (x *exchange) note(i int, err error) {
 
 func (x *exchange) send(i int) bool {
 	t := &x.tries[i]
+	t.sent = time.Now()
 	stop, err := t.ex.send(x.q, !t.plain, func(ans *answer, err error) { x.reply(i, ans, err) })
 	if err != nil {
-		t.failed(time.Now())
+		t.failed(time.Now(), t.sent)
 		x.note(i, err)
 		return false
 	}
@@ -319,9 +344,17 @@ func (x *exchange) reply(i int, ans *answer, err error) {
 
 func (x *exchange) replied(i int, ans *answer, err error) *answer {
 	x.waiting--
+	if err == nil && i > 0 && x.up > 0 && x.refusal != nil && x.refusal(ans.addrs) {
+		err = errRefused
+	}
 	switch {
 	case err == nil:
 		x.tries[i].alive()
+		for j := range x.tries {
+			if x.tries[j].rank < x.tries[i].rank { // if it is down, another one stands in
+				x.tries[j].say()
+			}
+		}
 		return ans
 	case !time.Now().Before(x.deadline):
 		return timeout(x.q.name)
@@ -361,7 +394,7 @@ func (x *exchange) goOn(i int, err error) bool {
 		t.alive()
 		t.out = true
 	default:
-		t.failed(time.Now())
+		t.failed(time.Now(), t.sent)
 	}
 	return false
 }

@@ -773,7 +773,7 @@ func TestConfHangs(t *testing.T) {
 		time.Sleep(confInterval)
 		ended := make(chan time.Duration, 1)
 		start := time.Now()
-		r.StartA("example.org", func(_ []netip.Addr, _ bool, err error) {
+		r.StartA("example.org", nil, func(_ []netip.Addr, _ bool, err error) {
 			if kind(err) != "timeout" {
 				t.Error(err)
 			}
@@ -868,7 +868,7 @@ func TestStartA(t *testing.T) {
 		var mu sync.Mutex
 		var got []string
 		ask := func(name string) {
-			r.StartA(name, func(addrs []netip.Addr, fresh bool, err error) {
+			r.StartA(name, nil, func(addrs []netip.Addr, fresh bool, err error) {
 				mu.Lock()
 				defer mu.Unlock()
 				var de *net.DNSError
@@ -914,7 +914,7 @@ func TestStartAPanics(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var log bytes.Buffer
 		r := withFakes(t, Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, &fake{answer: says(ms, one)})
-		r.StartA("example.org", func([]netip.Addr, bool, error) { panic("oops") })
+		r.StartA("example.org", nil, func([]netip.Addr, bool, error) { panic("oops") })
 		if as, took, err := timed(t, r, "example.org"); err != nil || as[0] != one || took != ms {
 			t.Errorf("%v, %v after %v", as, err, took)
 		}
@@ -932,7 +932,7 @@ func TestStartAAgain(t *testing.T) {
 		var next func([]netip.Addr, bool, error)
 		next = func([]netip.Addr, bool, error) {
 			if n++; n < 10 {
-				r.StartA(fmt.Sprint(n, ".example.org"), next)
+				r.StartA(fmt.Sprint(n, ".example.org"), nil, next)
 			}
 		}
 		next(nil, false, nil)

@@ -24,7 +24,8 @@ var (
 	errForeign   = errors.New("not an answer to the query")
 	errTruncated = errors.New("truncated answer")
 
-	errFormat error = rcodeError("server does not understand the query")
+	errFormat  error = rcodeError("server does not understand the query")
+	errRefused error = rcodeError("a later server is refused by the list")
 )
 
 // An rcodeError is a server's statement that it cannot help.
@@ -40,7 +41,10 @@ type query struct {
 
 func newQuery(k key) (*query, error) {
 	name := k.name + "."
-	if _, ok := dns.IsDomainName(name); !ok || k.name == "" {
+	if k.name == "" {
+		name = "."
+	}
+	if _, ok := dns.IsDomainName(name); !ok || k.name == "" && k.typ != dns.TypeNS {
 		return nil, errors.New("not a domain name")
 	}
 	b := make([]byte, headerSize, headerSize+len(name)+1+4+optSize)
@@ -203,9 +207,16 @@ func collect(m *dns.Msg, q *query) *answer {
 	}
 	// Records that lead nowhere are no clear answer.
 	if !ended || m.Rcode == dns.RcodeSuccess && !authority && len(m.Answer)+len(m.Ns) > 0 {
-		return temporary(q.name, "answer without an end")
+		a := temporary(q.name, "answer without an end")
+		if len(m.Answer) == 0 { // or a resolver that has removed the answer
+			a.err.UnwrapErr = ErrNoData
+		}
+		return a
 	}
 	a = notFound(q.name)
+	if m.Rcode == dns.RcodeSuccess {
+		a = noData(q.name)
+	}
 	a.ttl = ttl
 	return a
 }
@@ -227,6 +238,8 @@ func (a *answer) add(rr dns.RR) bool {
 		a.addrs = append(a.addrs, ip)
 	case *dns.PTR:
 		a.strs = append(a.strs, rr.Ptr)
+	case *dns.NS:
+		a.strs = append(a.strs, rr.Ns)
 	case *dns.TXT:
 		a.strs = append(a.strs, unescape(strings.Join(rr.Txt, "")))
 	case *dns.MX:

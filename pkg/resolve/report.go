@@ -2,8 +2,11 @@ package resolve
 
 import (
 	"context"
+	"errors"
 	"log/slog"
+	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
@@ -57,15 +60,19 @@ func newCounters(m *metrics.Set) counters {
 		tcp:      m.Counter(tcpTotal),
 		seconds:  m.Histogram(answerSeconds),
 	}
-	for _, t := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX, dns.TypePTR, dns.TypeTXT} {
+	for _, t := range []uint16{dns.TypeA, dns.TypeAAAA, dns.TypeMX, dns.TypeNS, dns.TypePTR, dns.TypeTXT} {
 		c.queries[t] = m.Counter(queriesTotal, dns.TypeToString[t])
 	}
 	return c
 }
 
-// socketTrouble counts and logs an error of a socket, EMFILE above all.
+// socketTrouble counts and logs an error of a socket, EMFILE above all. That
+// nobody is there is said of the server.
 func (r *Resolver) socketTrouble(err error) {
 	r.count.sockets.Inc()
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, net.ErrClosed) {
+		return
+	}
 	r.log.warn("socket error", slog.Any("err", err))
 }
 

@@ -11,6 +11,7 @@
 // Errors are of type *[net.DNSError]. IsNotFound is a clear answer: the name
 // does not exist or has no such record. Everything else is IsTemporary, and
 // IsTimeout as well when nobody answered in time: no statement about the name.
+// An error that is [ErrNoData] too says that the name exists.
 // The error's text contains the name; a name that carries a key must not be
 // logged that way. This package never logs names.
 //
@@ -21,6 +22,7 @@ package resolve
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net"
@@ -45,6 +47,16 @@ const (
 	defaultErrorTTL    = 5 * time.Second
 	defaultMaxInFlight = 16384
 )
+
+// ErrNoData is wrapped by an error about a name that is said to exist, or to have
+// others below it, without records of the type asked for (RFC 2308 section 2.2). It
+// is temporary if the answer was not complete.
+var ErrNoData = errors.New("no such record")
+
+// A Refusal tells whether addresses say that the server which has answered is not
+// served: lists in the DNS have codes for that. Of a server that is not the first
+// one it is no answer, and the others are waited for. Nil is never.
+type Refusal func([]netip.Addr) bool
 
 // Options are the settings of a [Resolver]. The zero value is usable.
 type Options struct {
@@ -88,6 +100,8 @@ type Resolver struct {
 	log   limitedLog
 	dial  func(netip.AddrPort) exchanger // replaced by tests
 
+	judged atomic.Bool // a Health says when nobody answers
+
 	conf   atomic.Pointer[config]
 	confMu sync.Mutex   // held while the file is looked at
 	seen   confStamp    // guarded by confMu
@@ -122,7 +136,7 @@ type waiter func(a *answer, fresh bool)
 // An answer is what is known about a key. It is shared and never changed.
 type answer struct {
 	addrs   []netip.Addr // A, AAAA
-	strs    []string     // TXT; PTR with the final dot
+	strs    []string     // TXT; NS and PTR with the final dot
 	mx      []net.MX
 	err     *net.DNSError
 	ttl     time.Duration // as it came, before the bounds
@@ -217,22 +231,31 @@ func (r *Resolver) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	return slices.Clone(a.addrs), a.error()
 }
 
-// StartA is A for those who cannot wait. It calls then once, before it returns or
+// StartA is A for those who cannot wait, and who may be refused. It calls then once, before it returns or
 // from another goroutine, within Options.Timeout. Fresh tells that the answer is
 // to a query that was sent for this call, and not for another one or long ago.
 // Then must not wait: the replies to others are behind it.
-func (r *Resolver) StartA(name string, then func(addrs []netip.Addr, fresh bool, err error)) {
+func (r *Resolver) StartA(name string, refusal Refusal, then func(addrs []netip.Addr, fresh bool, err error)) {
 	w := func(a *answer, fresh bool) { then(slices.Clone(a.addrs), fresh, a.error()) }
-	if a := r.begin(context.Background(), name, dns.TypeA, w); a != nil {
+	if a := r.begin(context.Background(), name, dns.TypeA, refusal, w); a != nil {
 		w(a, false)
 	}
 }
 
 // FreshA is A that does not take an answer from the cache. A query that is under
 // way is shared all the same, and the answer fills the cache.
-func (r *Resolver) FreshA(ctx context.Context, name string) ([]netip.Addr, error) {
+func (r *Resolver) FreshA(ctx context.Context, name string, refusal Refusal) ([]netip.Addr, error) {
 	r.cache.drop(key{canonical(name), dns.TypeA})
-	return r.A(ctx, name)
+	a := r.query(ctx, name, dns.TypeA, refusal)()
+	return slices.Clone(a.addrs), a.error()
+}
+
+// FreshNS returns the names of the servers of a zone, "" being the root, and does
+// not take them from the cache.
+func (r *Resolver) FreshNS(ctx context.Context, name string) ([]string, error) {
+	r.cache.drop(key{canonical(name), dns.TypeNS})
+	a := r.lookup(ctx, name, dns.TypeNS)
+	return slices.Clone(a.strs), a.error()
 }
 
 // Forget drops from the cache what is known of a name and all names below it.
@@ -247,8 +270,8 @@ func (r *Resolver) AAAA(ctx context.Context, name string) ([]netip.Addr, error) 
 // Addrs returns the IPv4 and then the IPv6 addresses of a name. When only one
 // of the two could be had, it returns that and the other's temporary error.
 func (r *Resolver) Addrs(ctx context.Context, name string) ([]netip.Addr, error) {
-	wait4 := r.query(ctx, name, dns.TypeA)
-	wait6 := r.query(ctx, name, dns.TypeAAAA)
+	wait4 := r.query(ctx, name, dns.TypeA, nil)
+	wait6 := r.query(ctx, name, dns.TypeAAAA, nil)
 	a4, a6 := wait4(), wait6()
 	addrs := slices.Concat(a4.addrs, a6.addrs)
 	for _, a := range []*answer{a4, a6} {
@@ -289,13 +312,13 @@ func (r *Resolver) TXT(ctx context.Context, name string) ([]string, error) {
 }
 
 func (r *Resolver) lookup(ctx context.Context, name string, typ uint16) *answer {
-	return r.query(ctx, name, typ)()
+	return r.query(ctx, name, typ, nil)()
 }
 
 // query begins a lookup and returns a function that waits for the answer.
-func (r *Resolver) query(ctx context.Context, name string, typ uint16) func() *answer {
+func (r *Resolver) query(ctx context.Context, name string, typ uint16, refusal Refusal) func() *answer {
 	c := make(chan *answer, 1)
-	if a := r.begin(ctx, name, typ, func(a *answer, _ bool) { c <- a }); a != nil {
+	if a := r.begin(ctx, name, typ, refusal, func(a *answer, _ bool) { c <- a }); a != nil {
 		return func() *answer { return a }
 	}
 	return func() *answer {
@@ -314,7 +337,7 @@ func (r *Resolver) query(ctx context.Context, name string, typ uint16) func() *a
 }
 
 // begin returns the answer if it is known, else w is called with it.
-func (r *Resolver) begin(ctx context.Context, name string, typ uint16, w waiter) *answer {
+func (r *Resolver) begin(ctx context.Context, name string, typ uint16, refusal Refusal, w waiter) *answer {
 	k := key{canonical(name), typ}
 	now := time.Now()
 	if a := r.cache.get(k, now); a != nil {
@@ -328,7 +351,7 @@ func (r *Resolver) begin(ctx context.Context, name string, typ uint16, w waiter)
 	if err != nil {
 		return notFound(name)
 	}
-	f, a := r.board(q, now, w)
+	f, a := r.board(q, now, refusal, w)
 	switch {
 	case f == nil:
 	case r.confDue(now):
@@ -356,7 +379,7 @@ func (r *Resolver) beginLater(f *flight) {
 
 // board makes w wait. It returns a flight if that is to begin, or the answer if
 // nobody has to wait.
-func (r *Resolver) board(q *query, now time.Time, w waiter) (*flight, *answer) {
+func (r *Resolver) board(q *query, now time.Time, refusal Refusal, w waiter) (*flight, *answer) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if f := r.flights[q.key]; f != nil {
@@ -378,7 +401,7 @@ func (r *Resolver) board(q *query, now time.Time, w waiter) (*flight, *answer) {
 		return nil, temporary(q.name, "too many queries in flight")
 	}
 	f := &flight{waiters: []waiter{w}}
-	f.exchange = exchange{r: r, q: q, deadline: now.Add(r.opts.Timeout), land: func(a *answer) { r.land(f, now, a) }}
+	f.exchange = exchange{r: r, q: q, refusal: refusal, deadline: now.Add(r.opts.Timeout), land: func(a *answer) { r.land(f, now, a) }}
 	r.flights[q.key] = f
 	r.count.queries[q.typ].Inc()
 	return f, nil
@@ -444,6 +467,10 @@ func (a *answer) error() error {
 
 func notFound(name string) *answer {
 	return &answer{err: &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}}
+}
+
+func noData(name string) *answer {
+	return &answer{err: &net.DNSError{UnwrapErr: ErrNoData, Err: ErrNoData.Error(), Name: name, IsNotFound: true}}
 }
 
 func temporary(name, text string) *answer {

@@ -337,14 +337,15 @@ func TestFreshA(t *testing.T) {
 			t.Errorf("%v, %v, want %s", got, err, want)
 		}
 	}
+	fresh := func(ctx context.Context, name string) ([]netip.Addr, error) { return r.FreshA(ctx, name, nil) }
 	look(r.A, "[192.0.2.1]")
 	if err := srv.Set("a.example A 192.0.2.2\n"); err != nil {
 		t.Fatal(err)
 	}
 	look(r.A, "[192.0.2.1]")
-	look(r.FreshA, "[192.0.2.2]")
+	look(fresh, "[192.0.2.2]")
 	look(r.A, "[192.0.2.2]")
-	look(r.FreshA, "[192.0.2.2]")
+	look(fresh, "[192.0.2.2]")
 	if n := srv.Count("a.example", "A"); n != 3 {
 		t.Errorf("%d queries, want 3", n)
 	}

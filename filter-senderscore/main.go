@@ -157,6 +157,11 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	if errs != nil {
 		return nil, errors.Join(errs...)
 	}
+	if !f.testMode {
+		for _, w := range senderscore.Warnings(f.blockBelow, f.junkBelow) {
+			log.Warn(w)
+		}
+	}
 	state := f.stateFile
 	if f.testMode {
 		state = ""

@@ -16,13 +16,16 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/resolve"
 )
 
 const (
@@ -42,6 +45,12 @@ const (
 	// A query that is to show whether the pause is over has so long before
 	// there is another.
 	probeTime = time.Minute
+
+	// So many lookups in a row are not chance: without an answer, with one that is
+	// no score, or without an address though the name exists.
+	maxFailures = 5
+	maxStrange  = 3
+	maxEmpty    = 3
 )
 
 // A Status says what came of a lookup.
@@ -63,9 +72,11 @@ type Result struct {
 }
 
 // A Resolver looks names up, as one of package resolve does. An error that is
-// not a *net.DNSError with IsNotFound is no statement about the name.
+// not a *net.DNSError with IsNotFound is no statement about the name. An answer
+// that is a refusal counts of the first server only.
 type Resolver interface {
-	A(ctx context.Context, name string) ([]netip.Addr, error)
+	FreshA(ctx context.Context, name string, refusal resolve.Refusal) ([]netip.Addr, error)
+	FreshNS(ctx context.Context, name string) ([]string, error)
 }
 
 // Options are the settings of a Client. All but Resolver may be zero.
@@ -100,9 +111,10 @@ var (
 
 // A Client looks scores up. It may be used from several goroutines.
 type Client struct {
-	opts  Options
-	count *count
-	cache *lru.Cache[netip.Addr, cached]
+	opts   Options
+	count  *count
+	health *resolve.Health
+	cache  *lru.Cache[netip.Addr, cached]
 
 	hits    *metrics.Counter
 	results map[Status]*metrics.Counter
@@ -114,6 +126,8 @@ type Client struct {
 	probing bool // while refused: a query is at work to see if it still does
 	until   time.Time
 	pause   time.Duration
+
+	failures, strange, empty int // lookups in a row
 }
 
 type cached struct {
@@ -145,6 +159,7 @@ func New(o Options) *Client {
 		results: make(map[Status]*metrics.Counter),
 		flights: make(map[netip.Addr]*flight),
 	}
+	c.health = resolve.NewHealth(o.Resolver, o.Log, c.recovered)
 	c.cache, _ = lru.New[netip.Addr, cached](cacheSize) // fails for a size below one only
 	for _, s := range []Status{Known, NoData, Failed, Refused, Spent} {
 		c.results[s] = o.Metrics.Counter(lookupsTotal, string(s))
@@ -161,13 +176,46 @@ func New(o Options) *Client {
 	return c
 }
 
-// Run keeps the state file up to date until ctx ends, and writes it then.
-func (c *Client) Run(ctx context.Context) { c.count.run(ctx) }
+// Run keeps the state file up to date until ctx ends, and writes it then. It
+// finds out when a resolver that was in trouble is well again.
+func (c *Client) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	wg.Go(func() { c.health.Run(ctx) })
+	c.count.run(ctx)
+	wg.Wait()
+}
+
+// Trouble says what is wrong with the resolver, "" if nothing is known to be.
+func (c *Client) Trouble() string {
+	if t := c.health.Trouble(); t != resolve.Well {
+		return t.String()
+	}
+	return ""
+}
 
 // Used returns the number of queries of the last 30 days.
 func (c *Client) Used() int {
 	n, _ := c.count.used(today())
 	return n
+}
+
+// Warnings returns what is probably not meant by these thresholds; below 1 is off.
+func Warnings(blockBelow, junkBelow int) (lines []string) {
+	for _, t := range []struct {
+		flag string
+		at   int
+	}{{"-blockBelow", blockBelow}, {"-junkBelow", junkBelow}} {
+		switch {
+		case t.at > 101:
+			lines = append(lines, fmt.Sprintf("%s %d: scores go from 0 to 100, so it is every client that has one", t.flag, t.at))
+		case t.at == 0:
+			lines = append(lines, fmt.Sprintf("%s 0: no score is below it", t.flag))
+		}
+	}
+	if junkBelow > 0 && junkBelow <= blockBelow {
+		lines = append(lines, fmt.Sprintf("-junkBelow %d is not above -blockBelow %d: nothing is junked", junkBelow, blockBelow))
+	}
+	return lines
 }
 
 // Scored reports whether an address can have a score: if it is a public IPv4
@@ -187,6 +235,8 @@ func (c *Client) Lookup(ctx context.Context, addr netip.Addr) Result {
 }
 
 func (c *Client) lookup(ctx context.Context, addr netip.Addr) Result {
+	c.health.Use()
+	trouble := c.health.Trouble()
 	c.mu.Lock()
 	now := time.Now()
 	if e, ok := c.cache.Get(addr); ok && now.Before(e.until) {
@@ -203,6 +253,10 @@ func (c *Client) lookup(ctx context.Context, addr netip.Addr) Result {
 			return Result{Status: Failed, Err: ctx.Err()}
 		}
 	}
+	if trouble.Useless() { // a query would be counted for nothing
+		c.mu.Unlock()
+		return Result{Status: Failed, Err: errors.New(trouble.String())}
+	}
 	if s := c.may(now); s != "" {
 		c.mu.Unlock()
 		return Result{Status: s}
@@ -218,8 +272,74 @@ func (c *Client) lookup(ctx context.Context, addr netip.Addr) Result {
 		delete(c.flights, addr)
 		close(f.done)
 	}()
-	f.result = read(c.opts.Resolver.A(ctx, ipset.ReverseName(addr.Unmap(), c.opts.Zone)))
+	addrs, err := c.opts.Resolver.FreshA(ctx, ipset.ReverseName(addr.Unmap(), c.opts.Zone), refusal)
+	f.result = read(addrs, err)
+	c.judge(ctx, f.result, addrs, err)
 	return f.result
+}
+
+// refusal reports whether the zone does not serve who asks.
+func refusal(addrs []netip.Addr) bool {
+	return slices.ContainsFunc(addrs, func(a netip.Addr) bool {
+		return a.Is4() && a.As4()[0] == 127 && a.As4()[1] == 255 && a.As4()[2] == 255
+	})
+}
+
+// judge blames the resolver when it is its fault that there are no scores. A name
+// below the zone has a score or does not exist: one that exists without an address
+// has had it removed.
+func (c *Client) judge(ctx context.Context, r Result, addrs []netip.Addr, err error) {
+	if ctx.Err() == context.Canceled { // the client has left
+		return
+	}
+	empty := errors.Is(err, resolve.ErrNoData)
+	if slices.ContainsFunc(addrs, func(a netip.Addr) bool { return a.Is4() && a.As4()[0] == 127 }) {
+		c.health.Clear(resolve.Filters)
+	}
+	c.mu.Lock()
+	var suspect, filters bool
+	switch {
+	case empty:
+		c.failures, c.strange = 0, 0
+		c.empty++
+		filters = c.empty == maxEmpty
+	case r.Status == Failed && err != nil:
+		c.failures++
+		suspect = c.failures%maxFailures == 0
+	case r.Status == Failed:
+		c.failures = 0
+		c.strange++
+		suspect = c.strange%maxStrange == 0
+	case r.Status == NoData:
+		c.failures, c.strange = 0, 0
+	default:
+		c.failures, c.strange, c.empty = 0, 0, 0
+	}
+	c.mu.Unlock()
+	if filters {
+		c.health.Blame(resolve.Filters, nil)
+	}
+	if suspect {
+		guard.Go(c.opts.Log, "resolver", func() {
+			// An answer that is no score does not mean that there is none at all.
+			t := c.health.Judge(context.Background())
+			if t == resolve.Down && err != nil || t == resolve.Invents {
+				c.health.Blame(t, nil)
+			}
+		})
+	}
+}
+
+// recovered forgets what the resolver has said while it was not well.
+func (c *Client) recovered(resolve.Trouble) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.failures, c.strange, c.empty = 0, 0, 0
+	for _, a := range c.cache.Keys() {
+		if e, ok := c.cache.Peek(a); ok && e.result.Status != Known {
+			c.cache.Remove(a)
+		}
+	}
 }
 
 // read says what an answer means. Of several scores the best counts.

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/resolve"
 )
 
 // A zone answers after 100 ms. A name it does not have does not exist, "fail"
@@ -36,11 +37,23 @@ func (z *zone) count() int {
 	return len(z.queries)
 }
 
-func (z *zone) A(ctx context.Context, name string) ([]netip.Addr, error) {
+func (z *zone) FreshNS(ctx context.Context, name string) ([]string, error) {
+	_, err := z.FreshA(ctx, "root", nil)
+	if err != nil && !strings.Contains(err.Error(), "no such host") {
+		return nil, err
+	}
+	return []string{"a.root-servers.net."}, nil
+}
+
+func (z *zone) FreshA(ctx context.Context, name string, _ resolve.Refusal) ([]netip.Addr, error) {
 	z.mu.Lock()
-	z.queries = append(z.queries, name)
+	if strings.HasSuffix(name, Zone) {
+		z.queries = append(z.queries, name)
+	}
 	answer, ok := z.answers[name]
-	if !ok {
+	if !ok && strings.HasSuffix(name, ".invalid") {
+		answer, ok = z.answers["invalid"]
+	} else if !ok && name != "root" {
 		answer = z.answers["*"]
 	}
 	z.mu.Unlock()
@@ -52,6 +65,8 @@ func (z *zone) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	switch answer {
 	case "":
 		return nil, &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
+	case "nodata":
+		return nil, &net.DNSError{Err: "no such record", Name: name, IsNotFound: true, UnwrapErr: resolve.ErrNoData}
 	case "fail":
 		return nil, &net.DNSError{Err: "server failure", Name: name, IsTemporary: true}
 	case "panic":
@@ -382,5 +397,81 @@ func BenchmarkCached(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		c.Lookup(b.Context(), addr(1))
+	}
+}
+
+// The resolver is down, invents answers, or removes addresses within 127.0.0.0/8:
+// that is said once, nothing is asked for nothing, and when it is over there are
+// scores within seconds.
+func TestResolverTrouble(t *testing.T) {
+	for _, tt := range []struct {
+		name    string
+		answers map[string]string // while it lasts
+		log     string
+		asked   int // at most, in a minute with a lookup a second
+	}{
+		{"down", map[string]string{"*": "fail", "invalid": "fail", "root": "fail"}, "the resolver does not answer", 7},
+		{"invents", map[string]string{"*": "203.0.113.1", "invalid": "203.0.113.1", "root": ""}, "the resolver invents answers", 5},
+		{"filters", map[string]string{"*": "nodata"}, "private-address of unbound, stop-dns-rebind", 60},
+		{"only the zone is down", map[string]string{"*": "fail"}, "", 60},
+		{"nobody has a score", map[string]string{}, "", 60},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				z := newZone(map[string]string{"*": "127.0.4.50"})
+				c, log := client(Options{Resolver: z})
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				done := make(chan bool)
+				go func() { c.Run(ctx); close(done) }()
+				defer func() { cancel(); <-done }()
+				n := 0
+				next := func() string { n++; time.Sleep(time.Second); return look(c, n) }
+				if next() != "50" {
+					t.Fatal("not well")
+				}
+				z.mu.Lock()
+				z.answers = tt.answers
+				z.mu.Unlock()
+				before := z.count()
+				for range 60 {
+					next()
+				}
+				if got := z.count() - before; got > tt.asked {
+					t.Errorf("%d queries", got)
+				}
+				if got := log.String(); !strings.Contains(got, tt.log) || strings.Count(got, "\n") > 1 || tt.log == "" && got != "" {
+					t.Errorf("log %q", got)
+				}
+				z.mu.Lock()
+				z.answers = map[string]string{"*": "127.0.4.50"}
+				z.mu.Unlock()
+				for range 5 {
+					next()
+				}
+				if got := next(); got != "50" {
+					t.Errorf("afterwards %s", got)
+				}
+				if tt.log != "" {
+					if got := look(c, 30); got != "50" {
+						t.Errorf("one that was asked for meanwhile: %s", got)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestWarnings(t *testing.T) {
+	for _, tt := range []struct {
+		block, junk int
+		want        string
+	}{
+		{-1, -1, "[]"}, {10, 70, "[]"}, {101, -1, "[]"}, {200, -1, "[-blockBelow 200: scores go from"}, {-1, 128, "[-junkBelow 128"},
+		{70, 10, "[-junkBelow 10 is not above"}, {0, -1, "[-blockBelow 0: no score"},
+	} {
+		if got := fmt.Sprint(Warnings(tt.block, tt.junk)); !strings.HasPrefix(got, tt.want) {
+			t.Errorf("%d, %d: %s", tt.block, tt.junk, got)
+		}
 	}
 }

@@ -14,13 +14,14 @@ set -eu
 #              TLS and AUTH; 14 (forky) for smtpd 7.9
 # mandoc       checks the manual pages
 # rbldnsd      serves DNS lists, as those who run them do
+# nsd          serves one with a wildcard, unbound and dnsmasq stand between
 # msmtp        a client that does not try again by itself
 # lib...       for postfix, a client that does; see below
 # prometheus   promtool, and node_exporter, which read metrics; see below
 # postgrey     the greylisting of Postfix
 what=${1-all}
 case $what in
-all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
 bench) packages="postgrey" ;;
 *)

@@ -300,7 +300,8 @@ type mail struct {
 	sender string
 	rcpts  []string // mailboxes
 	fields string   // more of the header, lines ending in CRLF
-	text   []byte   // of the body, likewise, not dot-stuffed
+	raw    []byte   // likewise, sent without dot-stuffing
+	text   []byte   // of the body, not dot-stuffed
 	id     uint64
 	data   []byte // all of it as it is sent, with the last dot
 }
@@ -325,13 +326,18 @@ func (s *session) write(m *mail) {
 	m.id, body = s.crowd.ledger.offer(func(id uint64) []byte {
 		return append(fmt.Appendf(nil, "%s%d\r\n", mark, id), m.text...)
 	})
-	head := fmt.Appendf(nil, "From: <%s>\r\nTo: <%s@%s>\r\nSubject: hello\r\nX-Greylist: forged\r\nX-SenderScore: 100\r\n%s\r\n", m.sender, m.rcpts[0], smtpdtest.Domain, m.fields)
-	for line := range bytes.Lines(append(head, body...)) {
-		if line[0] == '.' {
-			m.data = append(m.data, '.')
+	head := fmt.Appendf(nil, "From: <%s>\r\nTo: <%s@%s>\r\nSubject: hello\r\nX-Greylist: forged\r\nX-SenderScore: 100\r\n%s", m.sender, m.rcpts[0], smtpdtest.Domain, m.fields)
+	stuff := func(text []byte) {
+		for line := range bytes.Lines(text) {
+			if line[0] == '.' {
+				m.data = append(m.data, '.')
+			}
+			m.data = append(m.data, line...)
 		}
-		m.data = append(m.data, line...)
 	}
+	stuff(head)
+	m.data = append(m.data, m.raw...)
+	stuff(append([]byte("\r\n"), body...))
 	m.data = append(m.data, ".\r\n"...)
 }
 
@@ -653,9 +659,9 @@ func (s *session) long() {
 	switch s.rng.IntN(4) { // what is no field at all
 	case 0:
 		m.fields += ". " + line(65400) + "x\r\n"
-	case 1: // with one place to fold it
-		n := []int{1990, 2100, 65400, 65490}[s.rng.IntN(4)] + s.rng.IntN(20)
-		m.fields += [...]string{". ", ".\t", ".. ", " . "}[s.rng.IntN(4)] + strings.Repeat("a", n) + "\r\n"
+	case 1: // with one place to fold it, which is after a dot
+		n := []int{1990, 2100, 65470, 65490}[s.rng.IntN(4)] + s.rng.IntN(20)
+		m.raw = []byte([]string{". ", ".\t", ".. ", " . "}[s.rng.IntN(4)] + strings.Repeat("a", n) + "\r\n")
 	}
 	for range 1 + s.rng.IntN(6) {
 		m.text = append(m.text, line(65530)+"x\r\nRSET\r\n.\r\nMAIL FROM:<evil@example.net>\r\n"...)

@@ -80,7 +80,7 @@ func (r *round) end() (bad []string) {
 	if err := r.server.Check(); err != nil {
 		bad = append(bad, err.Error())
 	}
-	if len(r.conf.Filters) > 0 {
+	if len(r.conf.Filters) > 0 && !r.ended() {
 		bad = append(bad, r.freshMetrics()...)
 	}
 	r.watch.quiet()

@@ -15,7 +15,7 @@ import (
 // each do all it can. Times are short, so that what expires does so in a run of
 // minutes too.
 var programs = []struct{ name, flags string }{
-	{"filter-dyndns", "-dynamic junk -bogus reject -match dynamic -allow proper -allowlist addresses -header -timeout 2s"},
+	{"filter-dyndns", "-dynamic junk -bogus reject -match dynamic -allowNames proper -allowClients clients -allowSenders senders -header -timeout 2s"},
 	{"filter-dnsbl", "-blockAt 6 -junkAt 3 -blockPhase helo -allowlist addresses -blocklist blocked -scoreHeader " +
 		"-minTTL 10s -maxTTL 30s bl@bl.example*5+txt wide@wide.example*3 good@wl.example*-2"},
 	{"filter-senderscore", "-blockBelow 5 -junkBelow 40 -slowFactor 100 -slowMax 200ms -scoreHeader -allowlist addresses " +

@@ -145,7 +145,7 @@ func TestHealth(t *testing.T) {
 					}
 					return asked - before
 				}
-				if n := rate(true); n < 200 || n > 610 {
+				if n := rate(true); n < 100 || n > 610 {
 					t.Errorf("%d questions in 10 minutes with clients", n)
 				}
 				time.Sleep(2 * time.Minute)

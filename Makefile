@@ -32,8 +32,8 @@ demo: all
 # otherwise the tests that need them say so and are skipped.
 test: all
 	@if [ `id -u` = 0 ]; then test/install.sh; fi
-	${GO} test `${GO} list ./... | grep -v /test$$`
-	${GO} test -count=1 ./test
+	${GO} test -timeout 30m `${GO} list ./... | grep -v /test$$`
+	${GO} test -count=1 -timeout 60m ./test
 
 # All filters in a chain under everything that clients, DNS and disk do, for SOAK.
 # As root, after test/install.sh.

@@ -59,6 +59,21 @@ func (c *Complaints) Say(level slog.Level, of, msg string, args ...any) bool {
 	return true
 }
 
+// Run calls f here. A panic is logged as an error, each what, a constant, being a
+// kind. It reports whether f has returned without one.
+func (c *Complaints) Run(what string, f func()) (ok bool) {
+	err := Call(func() error { f(); return nil })
+	if err != nil {
+		c.Panic(what, err.(*Panic))
+	}
+	return err == nil
+}
+
+// Panic logs one that was recovered.
+func (c *Complaints) Panic(what string, p *Panic) {
+	c.Error(what, "panic", p.text(), "stack", p.Stack)
+}
+
 func (c *Complaints) take(of string) (kept int, ok bool) {
 	now := time.Now()
 	every := c.Every

@@ -126,6 +126,7 @@ const (
 type Replacement struct {
 	*os.File
 	path string
+	done bool
 }
 
 // BeginReplace makes the file path.tmp that is to replace path, with mode perm
@@ -154,7 +155,7 @@ func BeginReplace(path string, perm fs.FileMode) (*Replacement, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Replacement{f, path}
+	r := &Replacement{File: f, path: path}
 	err = f.Chmod(perm)
 	if err == nil && os.Geteuid() == 0 {
 		if old != nil {
@@ -175,7 +176,7 @@ func BeginReplace(path string, perm fs.FileMode) (*Replacement, error) {
 func exclusive(path string, perm fs.FileMode) (*os.File, error) {
 	var seen fs.FileInfo
 	end := time.Now().Add(4 * replaceWait)
-	for until := time.Now().Add(replaceWait); ; time.Sleep(replaceStep) {
+	for until := time.Now().Add(replaceWait); ; {
 		f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, perm)
 		if !errors.Is(err, fs.ErrExist) || time.Now().After(end) {
 			return f, err
@@ -187,10 +188,10 @@ func exclusive(path string, perm fs.FileMode) (*os.File, error) {
 		if seen == nil || !os.SameFile(fi, seen) {
 			seen, until = fi, time.Now().Add(replaceWait)
 		}
-		if time.Now().After(until) {
-			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return nil, err
-			}
+		if time.Now().Before(until) {
+			time.Sleep(replaceStep)
+		} else if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
 		}
 	}
 }
@@ -198,6 +199,7 @@ func exclusive(path string, perm fs.FileMode) (*os.File, error) {
 // Commit puts the file in the place of the other one. Call Sync before if it must
 // be there even if the power fails.
 func (r *Replacement) Commit() error {
+	r.done = true
 	err := r.Close()
 	if err == nil {
 		err = os.Rename(r.Name(), r.path)
@@ -208,10 +210,13 @@ func (r *Replacement) Commit() error {
 	return err
 }
 
-// Drop removes the file instead.
+// Drop removes the file instead. After Commit it does nothing.
 func (r *Replacement) Drop() {
-	r.Close()
-	os.Remove(r.Name())
+	if !r.done {
+		r.done = true
+		r.Close()
+		os.Remove(r.Name())
+	}
 }
 
 // Replace replaces the file at path by text, as BeginReplace and Commit do: a
@@ -221,8 +226,8 @@ func Replace(path string, perm fs.FileMode, text []byte) error {
 	if err != nil {
 		return err
 	}
+	defer r.Drop()
 	if _, err := r.Write(text); err != nil {
-		r.Drop()
 		return fmt.Errorf("%s: %w", path, err)
 	}
 	return r.Commit()

@@ -67,8 +67,8 @@ func AfterFunc(log *slog.Logger, d time.Duration, what string, f func()) *time.T
 // returned without one.
 func Run(log *slog.Logger, what string, f func()) (ok bool) {
 	err := Call(func() error { f(); return nil })
-	if err != nil {
-		Log(log, what, err.(*Panic))
+	if p, ok := err.(*Panic); ok {
+		Log(log, what, p)
 	}
 	return err == nil
 }

@@ -27,17 +27,17 @@ type nasty struct{}
 func (nasty) String() string { panic("in String") }
 
 func breaks(v any) {
-	var m map[string]int
+	var list []int
 	switch v {
-	case "nil map":
-		m["x"] = 1
+	case "no such index":
+		_ = list[len(list)]
 	default:
 		panic(v)
 	}
 }
 
 func TestPanics(t *testing.T) {
-	for _, v := range []any{"text", "nil map", errors.New("error"), 17, nasty{}, nil} {
+	for _, v := range []any{"text", "no such index", errors.New("error"), 17, nasty{}, nil} {
 		t.Run(fmt.Sprintf("%T", v), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var out bytes.Buffer

@@ -22,7 +22,7 @@ import (
 // That is the owner of the first directory on the way to path, from the root
 // down, that is not root's; or, in a directory of root's in which others may write
 // too, the owner of what is there. A link on the way is followed in directories
-// that are root's alone. If path is in a directory of root's, nothing changes, and
+// that are root's alone; path itself must not be one. If path is in a directory of root's, nothing changes, and
 // neither if it is not root who runs the program.
 func BecomeOwner(path string) (restore func(), err error) {
 	restore = func() {}
@@ -112,8 +112,8 @@ func decider(path string) (uid, gid int, err error) {
 		}
 		next := filepath.Join(at, name)
 		fi, err := os.Lstat(next)
-		if errors.Is(err, fs.ErrNotExist) && len(rest) == 0 {
-			if shared && dir.Mode()&fs.ModeSticky == 0 {
+		if errors.Is(err, fs.ErrNotExist) {
+			if shared && (dir.Mode()&fs.ModeSticky == 0 || len(rest) > 0) {
 				return 0, 0, sharedError(at)
 			}
 			return 0, 0, nil
@@ -144,9 +144,7 @@ func decider(path string) (uid, gid int, err error) {
 				at = "/"
 			}
 			rest = slices.Concat(parts(to), rest)
-		case len(rest) > 0:
-			return 0, 0, &fs.PathError{Op: "open", Path: path, Err: syscall.ENOTDIR}
-		default:
+		default: // or a file on the way
 			return 0, 0, nil
 		}
 	}

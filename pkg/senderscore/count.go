@@ -11,13 +11,13 @@ import (
 	"log/slog"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 const (
@@ -131,7 +131,7 @@ func (c *count) run(ctx context.Context) {
 	failed := false
 	ahead := 0
 	for ctx.Err() == nil {
-		err := c.save(ahead)
+		err := guard.Call(func() error { return c.save(ahead) })
 		if err != nil && !failed {
 			c.log.Warn("state file not writable, a restart would forget queries, trying on", "file", c.path, "err", err)
 		} else if err == nil && failed {
@@ -156,10 +156,12 @@ func (c *count) run(ctx context.Context) {
 
 // save adds what is ours to the file, and for today so much ahead.
 func (c *count) save(ahead int) error {
-	tmp, err := create(c.path)
+	// Nobody else has one while the file is read.
+	next, err := guard.BeginReplace(c.path, 0o644)
 	if err != nil {
 		return err
 	}
+	defer next.Drop()
 	file, err := readState(c.path)
 	c.mu.Lock()
 	if err != nil {
@@ -185,7 +187,13 @@ func (c *count) save(ahead int) error {
 	maps.DeleteFunc(want, func(d day, _ int) bool { return file[d] == 0 })
 	c.mu.Unlock()
 
-	if err := replace(c.path, tmp, formatState(file)); err != nil {
+	if _, err := next.Write(formatState(file)); err != nil {
+		return err
+	}
+	if err := next.Sync(); err != nil {
+		return err
+	}
+	if err := next.Commit(); err != nil {
 		return err
 	}
 	c.mu.Lock()
@@ -207,24 +215,12 @@ func readState(path string) (map[day]int, error) {
 	if path == "" {
 		return map[day]int{}, nil
 	}
-	if err := regular(path); err != nil {
-		return map[day]int{}, err
-	}
-	f, err := os.Open(path)
+	f, err := guard.Open(path, os.O_RDONLY, 0)
 	if err != nil {
 		return map[day]int{}, err
 	}
 	defer f.Close()
 	return parseState(f)
-}
-
-// regular returns an error if there is something else than a file at path: to
-// open a pipe waits for a writer, and a device must not be replaced.
-func regular(path string) error {
-	if fi, err := os.Stat(path); err == nil && !fi.Mode().IsRegular() {
-		return fmt.Errorf("%s: not a regular file", path)
-	}
-	return nil
 }
 
 // parseState reads lines of a date and a number. What can be read counts even
@@ -264,62 +260,4 @@ func formatState(days map[day]int) []byte {
 		text = fmt.Appendf(text, "%v %d\n", d, days[d])
 	}
 	return text
-}
-
-// create makes the file that is to replace path, and waits while another process
-// does the same. What a killed one has left is removed after 5 seconds.
-func create(path string) (*os.File, error) {
-	if err := regular(path); err != nil {
-		return nil, err
-	}
-	tmp := path + ".tmp"
-	for try := 0; ; try++ {
-		f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
-		if !errors.Is(err, fs.ErrExist) || try > 500 {
-			return f, err
-		}
-		if try == 500 {
-			os.Remove(tmp)
-		} else {
-			time.Sleep(10 * time.Millisecond)
-		}
-	}
-}
-
-// replace puts tmp, with this text, in the place of path as a whole, even if the
-// power fails.
-func replace(path string, tmp *os.File, text []byte) error {
-	share(path, tmp)
-	_, err := tmp.Write(text)
-	if e := tmp.Sync(); err == nil {
-		err = e
-	}
-	if e := tmp.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = os.Rename(tmp.Name(), path)
-	}
-	if err != nil {
-		os.Remove(tmp.Name())
-	}
-	return err
-}
-
-// share makes tmp a file that every process can read, whatever the umask, and
-// gives it to the owner of path, or of its folder if there is none yet. Only root
-// can do that, and only root has to: in a sticky folder the filter could not
-// replace a file of root's.
-func share(path string, tmp *os.File) {
-	_ = tmp.Chmod(0o644)
-	fi, err := os.Stat(path)
-	if err != nil {
-		fi, err = os.Stat(filepath.Dir(path))
-	}
-	if err != nil {
-		return
-	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		_ = tmp.Chown(int(st.Uid), int(st.Gid))
-	}
 }

@@ -11,11 +11,12 @@ import (
 	"io/fs"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 // A Kind says what a record is about. It is the last byte of its Key.
@@ -177,7 +178,7 @@ func (f *KeyFile) load() ([]byte, error) {
 	rand.Read(b)
 	// Written elsewhere and linked, so that of two processes that start at the
 	// same time one makes the file and both read the same.
-	tmp, err := os.CreateTemp(filepath.Dir(f.Path), filepath.Base(f.Path)+".*")
+	tmp, err := guard.Open(f.Path+"."+rand.Text()[:10], os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
 		err = fmt.Errorf("%s cannot be made: %w", f.Path, pe.Err)
 	}
@@ -192,9 +193,6 @@ func (f *KeyFile) load() ([]byte, error) {
 	if err2 := tmp.Close(); err == nil {
 		err = err2
 	}
-	if err == nil {
-		err = TakeOwner(tmp.Name())
-	}
 	if err != nil {
 		return nil, err
 	}
@@ -204,12 +202,16 @@ func (f *KeyFile) load() ([]byte, error) {
 	return readSecret(f.Path)
 }
 
+// readSecret follows links: a key may be kept elsewhere, and is only read.
 func readSecret(path string) ([]byte, error) {
 	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
+	if fi, err := file.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s: not a regular file", path)
+	}
 	b := make([]byte, 1024)
 	n, err := file.Read(b)
 	if err != nil {
@@ -220,20 +222,4 @@ func readSecret(path string) ([]byte, error) {
 		return nil, fmt.Errorf("%s: not a key of 32 or more hexadecimal digits", path)
 	}
 	return secret, nil
-}
-
-// TakeOwner gives a file that root has made the owner of its directory, so that
-// a program of that user can write it. For other users it does nothing.
-func TakeOwner(path string) error {
-	if os.Geteuid() != 0 {
-		return nil
-	}
-	fi, err := os.Stat(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	if st, ok := fi.Sys().(*syscall.Stat_t); ok {
-		return os.Lchown(path, int(st.Uid), int(st.Gid))
-	}
-	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 )
 
@@ -171,12 +172,12 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepEvery)
-			recovered(func() error { return g.flush(last) })
+			guard.Call(func() error { return g.flush(last) })
 			cancel()
 			return
 		case <-tick.C:
 		}
-		err := recovered(func() error {
+		err := guard.Call(func() error {
 			ctx, cancel := context.WithTimeout(ctx, stepTime)
 			defer cancel()
 			if t := now(); !t.IsZero() {
@@ -199,16 +200,6 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			}
 		}
 	}
-}
-
-// recovered makes a panic of f its error: nobody else would catch it here.
-func recovered(f func() error) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	return f()
 }
 
 // sweep removes some of what has expired. An attempt that was refused and never

@@ -191,13 +191,12 @@ func TestCheckpointKeeps(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := s.reader.Load()
-	pages, err := r.checkpoint()
+	pages, copied, err := r.checkpoint()
 	if err != nil {
 		t.Fatal(err)
 	}
-	var copied int
-	if err := r.db.QueryRow("PRAGMA wal_checkpoint(PASSIVE)").Scan(new(int), new(int), &copied); err != nil || pages == 0 || copied != pages {
-		t.Errorf("%d of %d pages copied: %v", copied, pages, err)
+	if pages == 0 || copied != pages {
+		t.Errorf("%d of %d pages copied", copied, pages)
 	}
 	err = s.do(t.Context(), nil, func(w *writer) error {
 		if changed, err := w.changed(); changed || err != nil {
@@ -216,7 +215,7 @@ func TestCloseCheckpoint(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "greylist.db")
 		s := Open(Options{Path: path})
 		var keys []greylist.Key
-		for n := range checkpointEvery {
+		for n := range 4000 {
 			keys = append(keys, key(greylist.KindAttempt, uint64(n)))
 		}
 		if err := s.Update(t.Context(), keys, func(recs []greylist.Record) {

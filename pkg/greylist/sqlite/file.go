@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/guard"
 
 	"modernc.org/sqlite"
 )
@@ -77,11 +78,11 @@ func dsn(path string, kilobytes int, more ...string) string {
 			"auto_vacuum(incremental)", // take effect when the file is made
 			"journal_mode(wal)",
 			"synchronous(normal)",
-			fmt.Sprintf("wal_autocheckpoint(%d)", maxJournal), // if that of the store does not keep up
+			fmt.Sprintf("wal_autocheckpoint(%d)", maxJournal), // if those of the store are late
 			"temp_store(memory)",
 			"mmap_size(0)",
 			fmt.Sprintf("cache_size(-%d)", kilobytes),
-			"journal_size_limit(33554432)",
+			"journal_size_limit(2097152)",
 		}, more...),
 	}
 	return (&url.URL{Scheme: "file", Path: path, RawQuery: q.Encode()}).String()
@@ -162,15 +163,38 @@ func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylis
 }
 
 // checkpoint copies from the journal to the file what nobody is in the way of.
-// It returns the pages of the journal.
-func (r *reader) checkpoint() (pages int, err error) {
-	defer func() {
-		if p := recover(); p != nil { // the writer will meet it too
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	err = r.db.QueryRowContext(background(), "PRAGMA wal_checkpoint(PASSIVE)").Scan(new(int), &pages, new(int))
-	return pages, err
+// It returns the pages of the journal, and how many of them have been copied.
+func (r *reader) checkpoint() (pages, copied int, err error) {
+	err = guard.Call(func() error { // the writer will meet a panic too
+		return r.db.QueryRowContext(background(), "PRAGMA wal_checkpoint(PASSIVE)").Scan(new(int), &pages, &copied)
+	})
+	return pages, copied, err
+}
+
+// checkpoint copies all of the journal to the file and empties it. It reports
+// whether that was done: somebody who reads may be in the way, for longer than
+// SQLite waits.
+func (w *writer) checkpoint() (done bool, err error) {
+	var busy int
+	err = w.conn.QueryRowContext(background(), "PRAGMA wal_checkpoint(TRUNCATE)").Scan(&busy, new(int), new(int))
+	return busy == 0 && err == nil, err
+}
+
+// pages returns the size of the file.
+func (w *writer) pages() (n int64, err error) {
+	err = w.conn.QueryRowContext(background(), "PRAGMA page_count").Scan(&n)
+	return n, err
+}
+
+// maxPages sets the size past which the file is full.
+func (w *writer) maxPages(n int64) error {
+	return w.conn.QueryRowContext(background(), fmt.Sprintf("PRAGMA max_page_count = %d", n)).Scan(new(int64))
+}
+
+// greyNow returns the number of grey records.
+func (w *writer) greyNow() (n int64, err error) {
+	err = w.conn.QueryRowContext(background(), "SELECT n FROM counter WHERE name = ''").Scan(&n)
+	return n, err
 }
 
 // close waits for a checkpoint, but not for ever: the connection that is closed
@@ -224,6 +248,7 @@ type writer struct {
 	data   int64                 // PRAGMA data_version
 	grey   int64                 // made, less those removed, in this transaction
 	rows   map[greylist.Key]*row // of this transaction
+	wrote  int                   // rows, in this transaction
 	shrink bool
 	evict  greylist.Key // where the search for the oldest goes on
 }
@@ -241,14 +266,13 @@ func openWriter(o Options) (_ *writer, err error) {
 		return nil, err
 	}
 	w := &writer{path: path, rows: make(map[greylist.Key]*row)}
-	if w.file, err = os.Stat(path); errors.Is(err, fs.ErrNotExist) && !o.Existing {
-		w.file, err = create(path)
+	if w.file, err = known(path); errors.Is(err, fs.ErrNotExist) && !o.Existing {
+		if err = create(path); err == nil {
+			w.file, err = known(path)
+		}
 	}
 	if err != nil {
 		return nil, err
-	}
-	if !w.file.Mode().IsRegular() {
-		return nil, errors.New("not a regular file")
 	}
 	if w.db, err = sql.Open("sqlite", dsn(path, 8192)); err != nil {
 		return nil, err
@@ -293,30 +317,8 @@ func openWriter(o Options) (_ *writer, err error) {
 	if err = db.PingContext(background()); err != nil {
 		return nil, err
 	}
-	w.wal, _ = os.Stat(path + "-wal")
+	w.wal, _ = os.Lstat(path + "-wal")
 	return w, nil
-}
-
-// create makes an empty file that only its owner may read. A journal that is
-// left of an earlier one must not be taken for its own.
-func create(path string) (os.FileInfo, error) {
-	for _, suffix := range []string{"-wal", "-shm"} {
-		if err := os.Remove(path + suffix); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
-	if errors.Is(err, fs.ErrExist) {
-		return os.Stat(path)
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	if err := greylist.TakeOwner(path); err != nil {
-		return nil, err
-	}
-	return f.Stat()
 }
 
 func (w *writer) migrate() error {
@@ -324,7 +326,11 @@ func (w *writer) migrate() error {
 	if err := w.conn.QueryRowContext(background(), "PRAGMA user_version").Scan(&version); err != nil {
 		return err
 	}
-	if version == len(migrations) {
+	var id int64
+	if err := w.conn.QueryRowContext(background(), "PRAGMA application_id").Scan(&id); err != nil {
+		return err
+	}
+	if version == len(migrations) && id == applicationID {
 		return nil
 	}
 	if err := w.begin(); err != nil {
@@ -336,6 +342,9 @@ func (w *writer) migrate() error {
 		}
 		if version < 0 || version > len(migrations) {
 			return fmt.Errorf("made by a newer version of this program (schema %d)", version)
+		}
+		if err := w.claim(background()); err != nil {
+			return err
 		}
 		for _, m := range migrations[version:] {
 			if _, err := w.conn.ExecContext(background(), m); err != nil {
@@ -356,7 +365,7 @@ func (w *writer) migrate() error {
 
 // replaced reports whether the name belongs to another file now, or to none.
 func (w *writer) replaced() bool {
-	fi, err := os.Stat(w.path)
+	fi, err := os.Lstat(w.path)
 	return errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(fi, w.file)
 }
 
@@ -367,7 +376,7 @@ func (w *writer) close() {
 		w.reader.close()
 	}
 	if w.replaced() {
-		if fi, err := os.Stat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
+		if fi, err := os.Lstat(w.path + "-wal"); err == nil && w.wal != nil && os.SameFile(fi, w.wal) {
 			os.Remove(w.path + "-wal")
 			os.Remove(w.path + "-shm")
 		}
@@ -398,7 +407,7 @@ func (w *writer) changed() (bool, error) {
 }
 
 func (w *writer) begin() error {
-	w.grey = 0
+	w.grey, w.wrote = 0, 0
 	clear(w.rows)
 	_, err := w.conn.ExecContext(background(), "BEGIN IMMEDIATE")
 	return err
@@ -408,19 +417,19 @@ func (w *writer) rollback() {
 	w.conn.ExecContext(background(), "ROLLBACK")
 }
 
-// commit writes what the steps have changed, makes room, and ends the
-// transaction.
-func (w *writer) commit(maxGrey int) error {
+// commit writes what the steps have changed, removes what is too much if there
+// are more grey records than before, or if asked to, and ends the transaction.
+func (w *writer) commit(maxGrey, looks int, evict bool) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	if w.grey != 0 {
+	if w.grey != 0 || evict {
 		n, err := w.greyCount()
 		if err != nil {
 			return err
 		}
 		if n > int64(maxGrey) {
-			if err := w.evictOldest(n - int64(maxGrey)); err != nil {
+			if err := w.evictOldest(n-int64(maxGrey), looks); err != nil {
 				return err
 			}
 			if _, err := w.greyCount(); err != nil {
@@ -446,13 +455,14 @@ const (
 
 // evictOldest removes the oldest grey records. Keys being random, the rows that
 // follow any key are a fair sample; of each sample the oldest eighth goes, until
-// enough are gone or others have waited long enough.
-func (w *writer) evictOldest(excess int64) error {
+// enough are gone, or so many samples were looked at, or others have waited long
+// enough.
+func (w *writer) evictOldest(excess int64, looks int) error {
 	type row struct {
 		k     greylist.Key
 		first int64
 	}
-	for end := time.Now().Add(evictTime); excess > 0; {
+	for end := time.Now().Add(evictTime); excess > 0 && looks > 0; looks-- {
 		var grey []row
 		from, looked := w.evict, 0
 		scan := func(query string, args ...any) error {
@@ -497,6 +507,7 @@ func (w *writer) evictOldest(excess int64) error {
 			if _, err := w.del.ExecContext(background(), r.k[:]); err != nil {
 				return err
 			}
+			w.wrote++
 			w.grey--
 			excess--
 		}
@@ -575,6 +586,7 @@ func (w *writer) flush() error {
 		if r.now == r.old {
 			continue
 		}
+		w.wrote++
 		if r.old.State == greylist.Grey {
 			w.grey--
 		}
@@ -607,13 +619,10 @@ func (w *writer) flush() error {
 }
 
 // call calls f, whose panic spoils nothing but its own step.
-func call(f func([]greylist.Record), recs []greylist.Record) (err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			err = jobError{fmt.Errorf("panic: %v", p)}
-		}
-	}()
-	f(recs)
+func call(f func([]greylist.Record), recs []greylist.Record) error {
+	if err := guard.Call(func() error { f(recs); return nil }); err != nil {
+		return jobError{err}
+	}
 	return nil
 }
 
@@ -623,6 +632,7 @@ func (w *writer) renew(passes map[greylist.Key]renewal) error {
 		if _, err := w.touch.ExecContext(background(), k[:], n.now, n.since); err != nil {
 			return err
 		}
+		w.wrote++
 	}
 	return nil
 }
@@ -632,6 +642,7 @@ func (w *writer) count(add map[string]int64) error {
 		if name == "" {
 			continue // ours
 		}
+		w.wrote++
 		if _, err := w.conn.ExecContext(background(), "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", name, n); err != nil {
 			return err
 		}
@@ -641,7 +652,7 @@ func (w *writer) count(add map[string]int64) error {
 
 const (
 	keepFree    = 256 // pages, or a quarter of the file, to be used again
-	vacuumPages = 250 // given back at a time
+	vacuumPages = 150 // given back at a time
 )
 
 // vacuum gives a part of what is free back to the file system.

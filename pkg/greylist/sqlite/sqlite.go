@@ -28,6 +28,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/guard"
 
 	lru "github.com/hashicorp/golang-lru/v2"
 )
@@ -45,21 +46,28 @@ type Options struct {
 }
 
 const (
-	maxBatch        = 256     // steps of one transaction
-	maxWaiting      = 4096    // steps that wait
-	maxRenewed      = 2000    // passes that wait to be renewed
-	cacheSize       = 8 << 10 // records of origins at hand
-	checkpointEvery = 4000    // rows read or written
-	maxJournal      = 8000    // pages, past which the writer copies them itself
+	maxBatch   = 256     // steps of one transaction
+	maxRows    = 512     // read or written by it, but that one step may have more
+	maxWaiting = 4096    // steps that wait
+	maxRenewed = 2000    // passes that wait to be renewed
+	cacheSize  = 8 << 10 // records of origins at hand
+
+	// The journal, in pages of 4 KB: beside the writer it is copied to the file
+	// from the first number on, past the second the writer waits for that. A
+	// transaction adds no more than maxRows, give or take those that change the
+	// form of the tree: it stays below 4 MB, whatever the disk.
+	checkpointEvery = 256
+	maxJournal      = 448
 	journalPause    = time.Second
-	pollEvery       = 250 * time.Millisecond
-	stale           = time.Second // past which nothing is at hand
-	retryEvery      = time.Second // of opening
-	openTime        = 5 * time.Second
-	closeTime       = 2 * time.Second
-	logEvery        = time.Minute
-	pageRows        = 1000 // read at a time by All and Sweep
-	maxAside        = 30   // files set aside that are kept, journals among them
+
+	pollEvery  = 250 * time.Millisecond
+	stale      = time.Second // past which nothing is at hand
+	retryEvery = time.Second // of opening
+	openTime   = 5 * time.Second
+	lockTime   = 2 * time.Second
+	closeTime  = 2 * time.Second
+	pageRows   = 1000 // read at a time by All and Sweep
+	maxAside   = 30   // files set aside that are kept, journals among them
 )
 
 // A Store is a greylist.Store and a greylist.Cache.
@@ -83,12 +91,14 @@ type Store struct {
 	found   int64 // grey records up to there
 
 	// Of the writing goroutine.
-	written  int     // rows read or written since the last checkpoint
-	w        *writer // nil: not open
-	tried    time.Time
-	openErr  error
-	logged   time.Time // of the last trouble
-	troubled bool      // and said so
+	w       *writer // nil: not open
+	tried   time.Time
+	openErr error
+	space   space
+	trouble guard.Complaints
+
+	journal atomic.Int64 // its pages that may be in no other place, about
+	copying sync.Mutex   // held while it is copied
 }
 
 type renewal struct{ now, since int64 }
@@ -119,9 +129,10 @@ func Open(o Options) *Store {
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.trouble.Log = s.log
 	s.cache, _ = lru.New[greylist.Key, greylist.Record](cacheSize)
-	go s.run()
-	go s.checkpoints()
+	guard.Go(s.log, "greylist database", s.run)
+	guard.Keep(context.Background(), s.log, "greylist database", func(context.Context) { s.checkpoints() })
 	return s
 }
 
@@ -370,6 +381,26 @@ func (s *Store) remember(rows map[greylist.Key]*row) {
 	}
 }
 
+// takeRenewed returns passes to be renewed, up to n.
+func (s *Store) takeRenewed(n int) map[greylist.Key]renewal {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.renew) <= n {
+		all := s.renew
+		s.renew = make(map[greylist.Key]renewal)
+		return all
+	}
+	some := make(map[greylist.Key]renewal, n)
+	for k, r := range s.renew {
+		if len(some) == n {
+			break
+		}
+		some[k] = r
+		delete(s.renew, k)
+	}
+	return some
+}
+
 func (s *Store) forget() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -384,11 +415,11 @@ func (s *Store) run() {
 	for {
 		select {
 		case j := <-s.jobs:
-			s.safely(func() { s.batch(append([]*job{j}, s.more(maxBatch-1)...)) })
+			s.safely(func() { s.batch(s.more(j)) })
 		case <-tick.C:
 			s.safely(s.idle)
 		case <-s.quit:
-			for jobs := s.more(maxBatch); jobs != nil; jobs = s.more(maxBatch) {
+			for jobs := s.more(); jobs != nil; jobs = s.more() {
 				s.safely(func() { s.batch(jobs) })
 			}
 			s.safely(s.idle)
@@ -408,8 +439,17 @@ func (s *Store) checkpoints() {
 			if r == nil {
 				continue
 			}
-			if pages, err := r.checkpoint(); err != nil || pages < maxJournal {
+			s.copying.Lock()
+			pages, copied, err := r.checkpoint()
+			s.copying.Unlock()
+			if err != nil {
 				continue // if not now, then another time
+			}
+			if pages == copied {
+				s.journal.Store(0)
+			}
+			if pages < maxJournal {
+				continue
 			}
 			// It is written from its beginning again only when all of it has
 			// been copied. While this goroutine is slower than the writer,
@@ -429,24 +469,25 @@ func (s *Store) checkpoints() {
 // break on what is in the file, that must not end the program: the file is opened
 // again, and the steps that were at work run out of time.
 func (s *Store) safely(work func()) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.openErr = fmt.Errorf("%s: panic: %v", s.opts.Path, p)
-			s.trouble(s.openErr)
-			s.tried = time.Now()
-			defer func() { recover() }()
-			s.shut()
-		}
-	}()
-	work()
+	if err := guard.Call(func() error { work(); return nil }); err != nil {
+		s.openErr = fmt.Errorf("%s: %w", s.opts.Path, err)
+		s.complain(s.openErr)
+		s.tried = time.Now()
+		guard.Call(func() error { s.shut(); return nil })
+	}
 }
 
-// more returns what waits, up to n.
-func (s *Store) more(n int) (jobs []*job) {
-	for len(jobs) < n {
+// more adds what waits to jobs, as much as fits into a transaction.
+func (s *Store) more(jobs ...*job) []*job {
+	rows := 0
+	for _, j := range jobs {
+		rows += len(j.keys)
+	}
+	for len(jobs) < maxBatch && rows < s.space.maxRows() {
 		select {
 		case j := <-s.jobs:
 			jobs = append(jobs, j)
+			rows += len(j.keys)
 		default:
 			return jobs
 		}
@@ -468,6 +509,8 @@ func (s *Store) idle() {
 			return
 		}
 	}
+	s.look()
+	s.emptyIf(s.space.full)
 	s.mu.Lock()
 	renew := len(s.renew) > 0
 	s.mu.Unlock()
@@ -501,7 +544,7 @@ func (s *Store) ensure() error {
 	if !s.tried.IsZero() && time.Since(s.tried) < retryEvery {
 		return s.openErr
 	}
-	file, _ := os.Stat(s.opts.Path)
+	file, _ := os.Lstat(s.opts.Path)
 	w, err := s.connect()
 	if isCorrupt(err) && !s.opts.Existing {
 		s.setAside(file, err)
@@ -510,12 +553,17 @@ func (s *Store) ensure() error {
 	s.tried = time.Now()
 	if err != nil {
 		s.openErr = fmt.Errorf("%s: %w", s.opts.Path, err)
-		s.trouble(s.openErr)
+		s.complain(s.openErr)
 		return s.openErr
 	}
 	s.w, s.openErr = w, nil
+	s.space = space{}
 	s.reader.Store(w.reader)
 	s.forget()
+	if !s.opts.Existing {
+		s.look()
+		s.empty() // what was left, perhaps on a disk that is full
+	}
 	return nil
 }
 
@@ -549,7 +597,13 @@ func (s *Store) shut() {
 // setAside gives a corrupt file another name, unless another process has done so
 // already. The file goes last: as soon as it is gone another may begin a new one.
 func (s *Store) setAside(file os.FileInfo, cause error) {
-	if fi, err := os.Stat(s.opts.Path); file == nil || err != nil || !os.SameFile(fi, file) {
+	unlock, err := lock(s.opts.Path)
+	if err != nil {
+		s.complain(err)
+		return
+	}
+	defer unlock()
+	if fi, err := os.Lstat(s.opts.Path); file == nil || err != nil || !os.SameFile(fi, file) {
 		return
 	}
 	to := s.opts.Path + ".corrupt-" + time.Now().UTC().Format("20060102T150405.000Z")
@@ -560,7 +614,7 @@ func (s *Store) setAside(file os.FileInfo, cause error) {
 		}
 	}
 	if err := errors.Join(errs...); err != nil {
-		s.trouble(fmt.Errorf("%s: %w, and cannot be set aside: %w", s.opts.Path, cause, err))
+		s.complain(fmt.Errorf("%s: %w, and cannot be set aside: %w", s.opts.Path, cause, err))
 		return
 	}
 	var names []string // sorted by time
@@ -579,7 +633,7 @@ func (s *Store) setAside(file os.FileInfo, cause error) {
 
 // failed sees to a file on which a transaction failed.
 func (s *Store) failed(err error) {
-	s.trouble(fmt.Errorf("%s: %w", s.opts.Path, err))
+	s.complain(fmt.Errorf("%s: %w", s.opts.Path, err))
 	if isBusy(err) || isFull(err) {
 		return // it will pass
 	}
@@ -593,12 +647,8 @@ func (s *Store) failed(err error) {
 	}
 }
 
-// trouble logs, once a minute.
-func (s *Store) trouble(err error) {
-	if s.logged.IsZero() || time.Since(s.logged) >= logEvery {
-		s.logged, s.troubled = time.Now(), true
-		s.log.Warn("greylist database not usable", "err", err)
-	}
+func (s *Store) complain(err error) {
+	s.trouble.Warn("greylist database not usable", "err", err)
 }
 
 // batch does the jobs as one transaction, and renews passes.
@@ -612,6 +662,8 @@ func (s *Store) batch(jobs []*job) {
 		answer(err)
 		return
 	}
+	s.look()
+	s.emptyIf(s.journal.Load() >= s.space.maxJournal())
 	if err := s.begin(&jobs); err != nil {
 		if err != errNobody && err != greylist.ErrClosed {
 			s.failed(err)
@@ -619,12 +671,58 @@ func (s *Store) batch(jobs []*job) {
 		answer(err)
 		return
 	}
-	s.mu.Lock()
-	renew := s.renew
-	s.renew = make(map[greylist.Key]renewal)
-	s.mu.Unlock()
+	rows := 0
+	for _, j := range jobs {
+		rows += len(j.keys)
+	}
+	renew := s.takeRenewed(max(s.space.maxRows()-rows, 64))
 
 	errs := make([]error, len(jobs))
+	err := s.steps(jobs, errs, renew)
+	for tries := 0; isFull(err) && tries < 3; tries++ {
+		s.w.rollback()
+		if !s.makeRoom() || s.w.begin() != nil {
+			break
+		}
+		err = s.steps(jobs, errs, renew)
+	}
+	if err != nil {
+		s.w.rollback()
+		s.mu.Lock()
+		for k, n := range renew {
+			if _, ok := s.renew[k]; !ok && len(s.renew) < maxRenewed {
+				s.renew[k] = n
+			}
+		}
+		s.mu.Unlock()
+		s.failed(err)
+		answer(fmt.Errorf("%s: %w", s.opts.Path, err))
+		return
+	}
+	if s.w.wrote > 0 {
+		s.trouble.Over("greylist database works again", "file", s.opts.Path)
+	}
+	s.remember(s.w.rows)
+	if s.journal.Add(int64(s.w.wrote+commitPages)) >= checkpointEvery && !s.space.low {
+		select {
+		case s.kick <- struct{}{}:
+		default:
+		}
+	}
+	clear(s.w.rows)
+	for i, j := range jobs {
+		j.err <- errs[i]
+	}
+	if s.w.shrink {
+		s.w.shrink = false
+		s.w.vacuum() // if not now, then another time
+		s.journal.Add(2 * vacuumPages)
+	}
+}
+
+// steps does the jobs in a transaction that has begun, and commits it. The errors
+// of single jobs are put into errs.
+func (s *Store) steps(jobs []*job, errs []error, renew map[greylist.Key]renewal) error {
 	err := s.poll()
 	if err == nil {
 		err = s.w.renew(renew)
@@ -654,41 +752,9 @@ func (s *Store) batch(jobs []*job) {
 		}
 	}
 	if err == nil {
-		err = s.w.commit(s.opts.MaxGrey)
+		err = s.w.commit(s.space.maxGrey(s.opts.MaxGrey), s.space.evict(), false)
 	}
-	if err != nil {
-		s.w.rollback()
-		s.mu.Lock()
-		for k, n := range renew {
-			if _, ok := s.renew[k]; !ok && len(s.renew) < maxRenewed {
-				s.renew[k] = n
-			}
-		}
-		s.mu.Unlock()
-		s.failed(err)
-		answer(fmt.Errorf("%s: %w", s.opts.Path, err))
-		return
-	}
-	if s.troubled {
-		s.troubled = false
-		s.log.Info("greylist database works again", "file", s.opts.Path)
-	}
-	s.remember(s.w.rows)
-	if s.written += len(s.w.rows); s.written >= checkpointEvery {
-		s.written = 0
-		select {
-		case s.kick <- struct{}{}:
-		default:
-		}
-	}
-	clear(s.w.rows)
-	for i, j := range jobs {
-		j.err <- errs[i]
-	}
-	if s.w.shrink {
-		s.w.shrink = false
-		s.w.vacuum() // if not now, then another time
-	}
+	return err
 }
 
 var errNobody = errors.New("nobody waits any more")
@@ -700,7 +766,7 @@ func (s *Store) begin(jobs *[]*job) error {
 		if !isBusy(err) {
 			return err
 		}
-		s.trouble(fmt.Errorf("%s: %w", s.opts.Path, err))
+		s.complain(fmt.Errorf("%s: %w", s.opts.Path, err))
 		s.poll()
 		alive := (*jobs)[:0]
 		for _, j := range *jobs {

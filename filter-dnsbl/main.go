@@ -29,7 +29,7 @@ import (
 func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	out := &masked{w: stdout, redact: dnsbl.Redactor(dnsbl.Keys(args...))}
+	out := &masked{w: cli.Printable(stdout), redact: dnsbl.Redactor(dnsbl.Keys(args...))}
 	errs := &masked{w: stderr, redact: out.redact}
 	flags := newFlags()
 	err := flags.parse(args)

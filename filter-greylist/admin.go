@@ -28,6 +28,7 @@ type operator struct {
 	clear    bool                        // addresses are stored
 	lists    func() ([]listEntry, error) // reads the files; nil: there are none
 	in       io.Reader
+	files    map[string]*os.File // of import, opened; others are when they are needed
 	out      io.Writer
 	now      time.Time
 }
@@ -357,15 +358,34 @@ func (o *operator) load(ctx context.Context, paths []string) error {
 	return errors.Join(errs...)
 }
 
+// openImports opens what import is to read, before the rights of root are given
+// up. What cannot be opened is said when it is its turn.
+func openImports(f *flags) map[string]*os.File {
+	files := make(map[string]*os.File)
+	if f.command() != "import" {
+		return files
+	}
+	for _, path := range f.Args()[1:] {
+		if file, err := os.Open(path); err == nil && files[path] == nil {
+			files[path] = file
+		}
+	}
+	return files
+}
+
 func (o *operator) loadFile(ctx context.Context, path string) (stored int, errs []error) {
 	if path == "-" {
 		return o.greylist.Import(ctx, o.now, o.in, stdin)
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return 0, []error{err}
+	f := o.files[path]
+	if f == nil {
+		var err error
+		if f, err = os.Open(path); err != nil {
+			return 0, []error{err}
+		}
+		defer f.Close()
 	}
-	defer f.Close()
+	f.Seek(0, io.SeekStart) // it may be named twice
 	return o.greylist.Import(ctx, o.now, f, path)
 }
 

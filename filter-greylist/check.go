@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"os"
 	"strings"
-	"sync"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
@@ -330,7 +329,7 @@ func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
 	}
 	c.metrics.Counter(storeErrorsTotal).Inc()
 	c.metrics.Decision("accept").Inc()
-	c.trouble.note(s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
+	c.trouble.Say(slog.LevelWarn, "store", s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
 	c.setHeader(s, "not delayed (no access to the records)")
 	return filter.Proceed()
 }
@@ -397,33 +396,10 @@ func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
 		err := c.greylist.Learn(ctx, t, from, rcpts)
 		if err != nil {
 			c.metrics.Counter(storeErrorsTotal).Inc()
-			c.trouble.note(id, "filter", "greylist", "why", "recipients not learned", "err", err)
+			c.trouble.Say(slog.LevelWarn, "store", id, "filter", "greylist", "why", "recipients not learned", "err", err)
 			return err
 		}
 		c.log.Debug(id, "filter", "greylist", "learned", len(rcpts), "from", "<"+from+">")
 		return nil
 	})
-}
-
-// trouble is said once a minute, whatever it is.
-type trouble struct {
-	log  *slog.Logger
-	mu   sync.Mutex
-	last time.Time
-	more int
-}
-
-func (t *trouble) note(id string, attrs ...any) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if !t.last.IsZero() && time.Since(t.last) < time.Minute {
-		t.more++
-		t.log.Debug(id, attrs...)
-		return
-	}
-	if t.more > 0 {
-		attrs = append(attrs, "more", t.more)
-	}
-	t.last, t.more = time.Now(), 0
-	t.log.Warn(id, attrs...)
 }

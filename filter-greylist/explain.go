@@ -37,7 +37,8 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
 	defer w.Flush()
 	row := func(name string, format string, args ...any) {
-		fmt.Fprintf(w, "%s\t%s\n", name, fmt.Sprintf(format, args...))
+		text := strings.NewReplacer("\n", `\n`, "\t", `\t`).Replace(fmt.Sprintf(format, args...))
+		fmt.Fprintf(w, "%s\t%s\n", name, text)
 	}
 	row("address", "%s", addr)
 	name, fcrdns := c.name(ctx, addr)

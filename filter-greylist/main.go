@@ -20,6 +20,7 @@ import (
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/sqlite"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
@@ -33,8 +34,10 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err := flags.parse(args); err != nil {
 		return flags.Exit(err, stdout, stderr)
 	}
+	stdout = cli.Printable(stdout)
 	log, flush := cli.Logger(stderr, flags.Verbose)
 	defer flush()
+	imports := openImports(flags) // with the rights of who runs this
 	c, err := newChecker(flags, log)
 	if err != nil {
 		return flags.Exit(err, stdout, stderr)
@@ -46,7 +49,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	case flags.command() == "explain":
 		return flags.Exit(c.explain(flags.Args()[1:], stdout), stdout, stderr)
 	case flags.command() != "":
-		return flags.Exit(c.operator(stdin, stdout).command(context.Background(), flags.Args()), stdout, stderr)
+		o := c.operator(stdin, stdout)
+		o.files = imports
+		return flags.Exit(o.command(context.Background(), flags.Args()), stdout, stderr)
 	}
 	if flags.database != "" {
 		tune()
@@ -74,7 +79,9 @@ type checker struct {
 	secret   func() ([]byte, error) // of keys; nil: made at random
 	greylist *greylist.Greylist
 	store    greylist.Store
-	trouble  trouble
+	restore  func()                      // root's rights, if they were given up
+	lists    func() ([]listEntry, error) // of the command
+	trouble  guard.Complaints
 	latest   atomic.Int64 // time of the last line that mattered, microseconds since the epoch
 
 	clients *reload.File[exempt.Clients]
@@ -87,7 +94,7 @@ type checker struct {
 func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	c := &checker{flags: f, log: log}
 	c.metrics = metrics.New(metrics.Options{Filter: "greylist", Version: cli.Version(), File: f.Metrics, DryRun: f.DryRun})
-	c.trouble.log = log
+	c.trouble.Log = log
 	var errs []error
 	keep := func(err error) {
 		if err != nil {
@@ -128,6 +135,18 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	case f.CheckOnly || f.database == "":
 		c.store = greylist.NewMemory(f.maxGrey)
 	default:
+		if f.command() == "list" { // those of root too
+			entries, err := f.lists()
+			c.lists = func() ([]listEntry, error) { return entries, err }
+		}
+		var err error
+		c.restore, err = guard.BecomeOwner(f.database)
+		if err != nil && operator {
+			return nil, err
+		}
+		if err != nil {
+			log.Warn("running as root", "err", err)
+		}
 		c.store = sqlite.Open(sqlite.Options{Path: f.database, MaxGrey: f.maxGrey, Existing: operator, Log: storeLog})
 		if c.secret == nil {
 			c.secret = (&greylist.KeyFile{Path: f.keyPath(), Create: !operator}).Secret
@@ -163,12 +182,15 @@ func (c *checker) openLists() error {
 func (c *checker) close() {
 	c.store.Close()
 	c.resolver.Close()
+	if c.restore != nil {
+		c.restore()
+	}
 }
 
 // operator returns who carries out the operator's commands.
 func (c *checker) operator(stdin io.Reader, stdout io.Writer) *operator {
 	return &operator{
-		greylist: c.greylist, clear: c.flags.storeAddresses, lists: c.flags.lists,
+		greylist: c.greylist, clear: c.flags.storeAddresses, lists: c.lists,
 		in: stdin, out: stdout, now: time.Now(),
 	}
 }

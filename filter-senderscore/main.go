@@ -17,6 +17,7 @@ import (
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
@@ -31,12 +32,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if err := flags.parse(args); err != nil {
 		return flags.Exit(err, stdout, stderr)
 	}
+	stdout = cli.Printable(stdout)
 	log, flush := cli.Logger(stderr, flags.Verbose)
 	defer flush()
 	c, err := newChecker(flags, log)
 	if err != nil {
 		return flags.Exit(err, stdout, stderr)
 	}
+	defer c.restore()
 	defer c.resolver.Close()
 	switch {
 	case flags.CheckOnly:
@@ -142,6 +145,7 @@ type checker struct {
 	resolver  *resolve.Resolver
 	scores    *senderscore.Client
 	allowlist *reload.File[*ipset.Set]
+	restore   func() // root's rights, if they were given up
 	saidIPv6  bool
 }
 
@@ -167,6 +171,12 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 		state = ""
 	}
 	c.metrics.Files(c.allowlist)
+	if c.restore = func() {}; state != "" {
+		if c.restore, err = guard.BecomeOwner(state); err != nil {
+			log.Warn("running as root: queries are not counted in the state file", "err", err)
+			state = ""
+		}
+	}
 	c.resolver = resolve.New(resolve.Options{
 		Servers:   f.Servers,
 		Timeout:   f.Timeout.Value,

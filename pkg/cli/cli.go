@@ -169,8 +169,9 @@ func (f *Flags) Exit(err error, stdout, stderr io.Writer) int {
 	case errors.Is(err, ErrVersion):
 		fmt.Fprintf(stdout, "%s %s (%s, %s/%s)\n", f.Name(), Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	default:
+		w := Printable(stderr)
 		for line := range strings.SplitSeq(err.Error(), "\n") {
-			fmt.Fprintf(stderr, "%s: %s\n", f.Name(), line)
+			fmt.Fprintf(w, "%s: %s\n", f.Name(), line)
 		}
 		return 1
 	}

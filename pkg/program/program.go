@@ -144,7 +144,7 @@ func Run(s Spec, args []string, std Streams) int {
 		Streams: std, spec: s,
 		out: &masked{w: std.Out}, errs: &masked{w: std.Err},
 	}
-	p.Out, p.Err = p.out, p.errs
+	p.Out, p.Err = cli.Printable(p.out), p.errs // not what smtpd reads
 	p.addFlags()
 	open := s.New(p)
 	if err := p.parse(args); err != nil {

@@ -1,0 +1,26 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// Nothing that came from a file does anything to a terminal.
+func TestTerminal(t *testing.T) {
+	const nasty = "\x1b[2J\x7f\u009b31m\u202e\x9b\xff"
+	list := filepath.Join(t.TempDir(), "list")
+	os.WriteFile(list, []byte("zen.example "+nasty+"\n"+nasty+"\n"), 0o600)
+	for _, args := range [][]string{
+		{"@" + list}, {"-n", "@" + list}, {"-n", nasty}, {"-allow", list, "-n", "zen.example"}, {"-check", nasty, "zen.example"},
+		{"-" + nasty}, {"-blockPhase", nasty, "zen.example"}, {"-reply", nasty, "zen.example"}, {"@" + nasty},
+	} {
+		var out, errs bytes.Buffer
+		run(args, &out, &errs)
+		if text := out.String() + errs.String(); strings.ContainsAny(text, "\x1b\x7f\u009b\u202e") || strings.Contains(text, "\xff") {
+			t.Errorf("%q prints %q", args, text)
+		}
+	}
+}

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 const (
@@ -183,7 +185,7 @@ func (r *Resolver) setConfig(c fileConfig) {
 			continue
 		}
 		conf.servers = append(conf.servers, &server{
-			addr: addr, ex: r.dial(addr), log: limitedLog{log: r.opts.Log},
+			addr: addr, ex: r.dial(addr), log: guard.Complaints{Log: r.opts.Log},
 			judged: r.judged.Load,
 		})
 	}

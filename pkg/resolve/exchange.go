@@ -3,10 +3,11 @@ package resolve
 import (
 	"context"
 	"errors"
-	"log/slog"
 	"net/netip"
 	"sync"
 	"time"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 const (
@@ -41,7 +42,7 @@ type receiver func(*answer, error)
 type server struct {
 	addr   netip.AddrPort
 	ex     exchanger
-	log    limitedLog
+	log    guard.Complaints
 	judged func() bool // somebody else says when no server answers
 
 	mu      sync.Mutex
@@ -60,7 +61,7 @@ func (s *server) alive() {
 	s.fails, s.down, s.said, s.heard = 0, false, false, time.Now()
 	s.mu.Unlock()
 	if said {
-		s.log.warn("server answers again", slog.Any("server", s.addr))
+		s.log.Warn("server answers again", "server", s.addr)
 	}
 }
 
@@ -93,7 +94,7 @@ func (s *server) say() {
 	s.said = s.said || news
 	s.mu.Unlock()
 	if news {
-		s.log.warn("server does not answer", slog.Any("server", s.addr))
+		s.log.Warn("server does not answer", "server", s.addr)
 	}
 }
 
@@ -182,22 +183,19 @@ func (x *exchange) locked(f func() *answer) (a *answer) {
 	if x.ended {
 		return nil
 	}
-	defer func() {
-		if p := recover(); p != nil {
-			x.r.panicked(p)
-			a = temporary(x.q.name, "internal error")
+	if !x.r.log.Run("lookup", func() { a = f() }) {
+		a = temporary(x.q.name, "internal error")
+	}
+	if a != nil {
+		x.ended = true
+		if x.timer != nil {
+			x.timer.Stop()
 		}
-		if a != nil {
-			x.ended = true
-			if x.timer != nil {
-				x.timer.Stop()
-			}
-			for _, stop := range x.stops {
-				stop()
-			}
+		for _, stop := range x.stops {
+			stop()
 		}
-	}()
-	return f()
+	}
+	return a
 }
 
 // ask asks the next server in turn. When all have been asked, what may still
@@ -233,7 +231,7 @@ func (x *exchange) wait(d time.Duration) {
 	d = min(d, x.deadline.Sub(now))
 	x.due = now.Add(d)
 	if x.timer == nil {
-		x.timer = time.AfterFunc(d, x.expired)
+		x.timer = guard.AfterFunc(x.r.opts.Log, d, "lookup", x.expired)
 	} else {
 		x.timer.Reset(d)
 	}
@@ -296,7 +294,7 @@ func (x *exchange) probe(i int) {
 		return
 	}
 	x.waiting++
-	time.AfterFunc(x.r.opts.Timeout, stop)
+	guard.AfterFunc(x.r.opts.Log, x.r.opts.Timeout, "lookup", stop)
 }
 
 func (x *exchange) allOut() bool {
@@ -407,18 +405,20 @@ func (x *exchange) stream(i int) {
 	ctx, cancel := context.WithDeadline(x.r.ctx, x.deadline)
 	x.stops = append(x.stops, cancel)
 	x.r.wg.Go(func() {
-		var ans *answer
-		err := errors.New("internal error")
-		select {
-		case x.r.tcp <- struct{}{}:
-			x.r.safely(func() { ans, err = t.ex.stream(ctx, x.q, !t.plain) })
-			<-x.r.tcp
-		case <-ctx.Done():
-			err = ctx.Err()
-		}
-		x.on(func() *answer {
-			x.tries[i].tcp = false
-			return x.replied(i, ans, err)
+		x.r.log.Run("lookup", func() {
+			var ans *answer
+			err := errors.New("internal error")
+			select {
+			case x.r.tcp <- struct{}{}:
+				x.r.log.Run("lookup", func() { ans, err = t.ex.stream(ctx, x.q, !t.plain) })
+				<-x.r.tcp
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+			x.on(func() *answer {
+				x.tries[i].tcp = false
+				return x.replied(i, ans, err)
+			})
 		})
 	})
 }

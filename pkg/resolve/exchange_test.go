@@ -801,21 +801,6 @@ func TestConfIsNoFile(t *testing.T) {
 	})
 }
 
-func TestLogLimit(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var log bytes.Buffer
-		l := limitedLog{log: slog.New(slog.NewTextHandler(&log, nil))}
-		for range 100 {
-			l.warn("a")
-			l.warn("b")
-			time.Sleep(time.Second)
-		}
-		if n := strings.Count(log.String(), "\n"); n != 4 || strings.Count(log.String(), "msg=a suppressed=59") != 1 {
-			t.Error(log.String())
-		}
-	})
-}
-
 func TestCacheBounds(t *testing.T) {
 	c := newCache(100)
 	now := time.Now()

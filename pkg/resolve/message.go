@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 const (
@@ -143,12 +145,11 @@ func decode(b []byte, q *query, id uint16) (ans *answer, err error) {
 // decodeSafely is decode for bytes from the network: should the library panic
 // on some, they are ignored.
 func decodeSafely(b []byte, q *query, id uint16) (ans *answer, err error) {
-	defer func() {
-		if recover() != nil {
-			ans, err = nil, errForeign
-		}
-	}()
-	return decode(b, q, id)
+	var p *guard.Panic
+	if err = guard.Call(func() (err error) { ans, err = decode(b, q, id); return err }); errors.As(err, &p) {
+		return nil, errForeign
+	}
+	return ans, err
 }
 
 func rcodeText(rcode int) rcodeError {

@@ -15,6 +15,7 @@ import (
 	"syscall"
 	"time"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 )
 
@@ -132,7 +133,12 @@ func (p *pool) pick() (*socket, error) {
 		var s *socket
 		if s, err = dial(p.addr); err == nil {
 			p.open = append(p.open, s)
-			p.readers.Go(func() { p.read(s) })
+			p.readers.Go(func() {
+				if err := guard.Call(func() error { p.read(s); return nil }); err != nil {
+					p.trouble(err)
+					guard.Call(func() error { p.fail(s, err); return nil })
+				}
+			})
 			return s, nil
 		}
 	}

@@ -1,13 +1,9 @@
 package resolve
 
 import (
-	"context"
 	"errors"
-	"log/slog"
 	"net"
-	"sync"
 	"syscall"
-	"time"
 
 	"github.com/miekg/dns"
 
@@ -73,36 +69,5 @@ func (r *Resolver) socketTrouble(err error) {
 	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, net.ErrClosed) {
 		return
 	}
-	r.log.warn("socket error", slog.Any("err", err))
-}
-
-// A limitedLog writes a message at most once a minute, with the number of
-// those left out.
-type limitedLog struct {
-	log *slog.Logger
-
-	mu   sync.Mutex
-	next map[string]time.Time
-	left map[string]int
-}
-
-// warn takes a constant message: each has its own minute.
-func (l *limitedLog) warn(msg string, attrs ...slog.Attr) {
-	now := time.Now()
-	l.mu.Lock()
-	if l.next == nil {
-		l.next, l.left = make(map[string]time.Time), make(map[string]int)
-	}
-	if now.Before(l.next[msg]) {
-		l.left[msg]++
-		l.mu.Unlock()
-		return
-	}
-	l.next[msg] = now.Add(time.Minute)
-	if n := l.left[msg]; n > 0 {
-		attrs = append(attrs, slog.Int("suppressed", n))
-		l.left[msg] = 0
-	}
-	l.mu.Unlock()
-	l.log.LogAttrs(context.Background(), slog.LevelWarn, msg, attrs...)
+	r.log.Warn("socket error", "err", err)
 }

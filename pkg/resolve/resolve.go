@@ -27,7 +27,6 @@ import (
 	"maps"
 	"net"
 	"net/netip"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"sync"
@@ -36,6 +35,7 @@ import (
 
 	"github.com/miekg/dns"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 )
 
@@ -97,7 +97,7 @@ type Resolver struct {
 	opts  Options
 	cache *cache
 	count counters
-	log   limitedLog
+	log   guard.Complaints
 	dial  func(netip.AddrPort) exchanger // replaced by tests
 
 	judged atomic.Bool // a Health says when nobody answers
@@ -166,7 +166,7 @@ func newResolver(o Options) *Resolver {
 		opts:    o,
 		cache:   newCache(o.CacheSize),
 		count:   newCounters(o.Metrics),
-		log:     limitedLog{log: o.Log},
+		log:     guard.Complaints{Log: o.Log},
 		tcp:     make(chan struct{}, maxTCP),
 		flights: make(map[key]*flight),
 	}
@@ -372,8 +372,8 @@ func (r *Resolver) beginLater(f *flight) {
 		return
 	}
 	r.wg.Go(func() {
-		r.safely(r.checkConf)
-		f.begin()
+		r.log.Run("resolv.conf", r.checkConf)
+		r.log.Run("lookup", f.begin)
 	})
 }
 
@@ -397,7 +397,7 @@ func (r *Resolver) board(q *query, now time.Time, refusal Refusal, w waiter) (*f
 	}
 	if len(r.flights) >= r.opts.MaxInFlight {
 		r.count.overload.Inc()
-		r.log.warn("too many queries in flight", slog.Int("limit", r.opts.MaxInFlight))
+		r.log.Warn("too many queries in flight", "limit", r.opts.MaxInFlight)
 		return nil, temporary(q.name, "too many queries in flight")
 	}
 	f := &flight{waiters: []waiter{w}}
@@ -426,23 +426,8 @@ func (r *Resolver) land(f *flight, start time.Time, a *answer) {
 	delete(r.flights, f.q.key)
 	r.mu.Unlock()
 	for i, w := range f.waiters { // nobody can board any more
-		r.safely(func() { w(a, i == 0) })
+		r.log.Run("lookup", func() { w(a, i == 0) })
 	}
-}
-
-// safely calls f and logs a panic: it must not end a filter.
-func (r *Resolver) safely(f func()) {
-	defer func() {
-		if p := recover(); p != nil {
-			r.panicked(p)
-		}
-	}()
-	f()
-}
-
-// panicked logs a panic with its stack.
-func (r *Resolver) panicked(p any) {
-	r.log.warn("panic in a lookup", slog.Any("panic", p), slog.String("stack", string(debug.Stack())))
 }
 
 // bound returns how long an answer is kept.

@@ -38,11 +38,13 @@ type Visit struct {
 	delayed bool // the session has waited
 
 	// Of the transaction.
-	judged  bool // it was, or the client was before it
-	done    bool // the message has its answer
-	asked   bool // sender is known
+	judged  bool   // it was, or the client was before it
+	done    bool   // the message has its answer
+	from    string // the sender that spf and sender are about
+	asked   bool   // sender is known
 	sender  exempt.Verdict
 	spf     *filter.Future[spf.Result]
+	untold  bool  // smtpd may take a recipient that is not exempt, and not tell
 	refused int   // recipients
 	line    []any // of the log, for the first of them
 }
@@ -57,9 +59,7 @@ func (g *Gate[S]) Handle(f *filter.Filter[S]) {
 		f.Decide(g.Phase, g.decide)
 		return
 	}
-	if g.Phase == filter.RcptTo {
-		f.On(filter.RcptTo, g.rcpt)
-	}
+	f.On(filter.RcptTo, g.rcpt)
 	f.On(filter.Data, g.message)
 	f.On(filter.Commit, g.message)
 }
@@ -109,6 +109,7 @@ func (g *Gate[S]) decide(s *filter.Session[S], r filter.Request) filter.Response
 	}
 	from := s.Tx.From
 	if r.Phase == filter.MailFrom {
+		g.Reset(s) // of one that was refused there is no tx-reset
 		from = r.Arg
 	}
 	return g.sender(s, from, func(v exempt.Verdict) filter.Response {
@@ -141,6 +142,9 @@ func (g *Gate[S]) once(s *filter.Session[S], v *Verdict) {
 // where it matters for that; if it does not answer in time the sender is not.
 func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Verdict) filter.Response) filter.Response {
 	v := g.Visit(s)
+	if v.from != from {
+		v.from, v.asked, v.spf = from, false, nil
+	}
 	if v.asked {
 		return then(v.sender)
 	}
@@ -163,10 +167,20 @@ func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Ver
 // timeout is that of SPF: what a program without -timeout asks is no more.
 func (g *Gate[S]) timeout() time.Duration { return cmp.Or(g.Program.Timeout.Value, 5*time.Second) }
 
+// maxTold is the longest address, in bytes, of which smtpd tells: it takes longer
+// ones, and there is no tx-mail and tx-rcpt.
+const maxTold = 255
+
 // rcpt answers for one recipient.
 func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 	if g.client(s).Exempt || g.Exempt.Recipient(r.Arg).Exempt {
 		return filter.Proceed() // the message has its line at data
+	}
+	if len(r.Arg) > maxTold {
+		g.Visit(s).untold = true
+	}
+	if g.Phase > filter.RcptTo {
+		return filter.Proceed()
 	}
 	return g.sender(s, s.Tx.From, func(sender exempt.Verdict) filter.Response {
 		if sender.Exempt {
@@ -175,8 +189,7 @@ func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 		return g.Judge(s, r, func(v Verdict) filter.Response {
 			g.Visit(s).judged = true
 			if !v.Action.Refuses() {
-				g.once(s, &v)
-				return filter.Proceed().After(v.Action.Delay)
+				return filter.Proceed() // the message has its delay, too, at data
 			}
 			v.Rcpt = r.Arg
 			visit := g.Visit(s)
@@ -207,7 +220,7 @@ func (g *Gate[S]) message(s *filter.Session[S], r filter.Request) filter.Respons
 		return Respond(g.Program, s, r, Verdict{By: c.By, Quiet: c.Own})
 	}
 	visit.judged = false
-	if v := g.Exempt.Recipients(s.Tx.Rcpts); v.Exempt {
+	if v := g.Exempt.Recipients(s.Tx.Rcpts); v.Exempt && !visit.untold {
 		return Respond(g.Program, s, r, Verdict{By: v.By})
 	}
 	return g.sender(s, s.Tx.From, func(v exempt.Verdict) filter.Response {

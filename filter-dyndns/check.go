@@ -162,7 +162,7 @@ func (c *check) Command(args []string) error {
 				if name != "" && name != rdns.Unknown {
 					f = j.Judge(context.Background(), rdns.Client{Addr: addr, Name: name, FCrDNS: true})
 				}
-				for _, field := range []string{f.Class.String(), "\t", addr.String(), "\t", name, "\t", f.Evidence, "\n"} {
+				for _, field := range []string{f.Class.String(), "\t", shownField(addr.String()), "\t", shownField(name), "\t", shownField(f.Evidence), "\n"} {
 					w.WriteString(field)
 				}
 			} else if len(bad) < 100 {
@@ -178,6 +178,15 @@ func (c *check) Command(args []string) error {
 		}
 	}
 	return errors.Join(append(bad, w.Flush())...)
+}
+
+// shownField returns a field that came from a file of names, which anybody may
+// have given.
+func shownField(s string) string {
+	if s == "" {
+		return ""
+	}
+	return cli.Clean(s)
 }
 
 func addressAndName(line string) (addr netip.Addr, name string, ok bool) {

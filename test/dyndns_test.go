@@ -669,3 +669,51 @@ func TestDyndnsFlags(t *testing.T) {
 		})
 	}
 }
+
+// What smtpd does not tell, and what it does not take, is no way around a verdict:
+// a recipient of over 255 bytes beside an exempt one, and a sender whose options
+// are wrong before another.
+func TestDyndnsUntold(t *testing.T) {
+	for name, tt := range map[string]struct {
+		phase string
+		steps [][2]string // a command, and how its reply begins
+	}{
+		"recipient": {"data", [][2]string{
+			{"MAIL FROM:<a@spam.example>", "250"},
+			{"RCPT TO:<postmaster@example.org>", "250"},
+			{"RCPT TO:<bob+" + strings.Repeat("x", 248) + "@example.org>", "250"},
+			{"DATA", "550 5.7.1"},
+		}},
+		"option": {"mail-from", [][2]string{
+			{"MAIL FROM:<a@always.example> BAD=OPTION", "50"},
+			{"MAIL FROM:<a@spam.example>", "550 5.7.1"},
+		}},
+		"refused": {"mail-from", [][2]string{
+			{"MAIL FROM:<a@spam.example>", "550 5.7.1"},
+			{"MAIL FROM:<a@always.example>", "250"},
+		}},
+		// A client may say nothing of which a report tells for as long as it likes.
+		"quiet": {"mail-from", append(slices.Repeat([][2]string{{"NOOP", "250"}}, 500), [2]string{"MAIL FROM:<a@spam.example>", "550 5.7.1"})},
+	} {
+		t.Run(name, func(t *testing.T) {
+			forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+				conf := dyndns(r, "-dynamic refuse -phase "+tt.phase+" -allowSenders "+smtpdtest.Dir+"/senders")
+				conf.Files = map[string]string{"senders": "!always.example\n"}
+				c, err := start(t, conf).Dial(dynamic)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = c.Close() }()
+				if reply, err := c.Reply(); err != nil || reply.Code != 220 {
+					t.Fatalf("greeting: %v, %v", reply, err)
+				}
+				for _, step := range append([][2]string{{"EHLO pc", "250"}}, tt.steps...) {
+					reply, err := c.Do(step[0])
+					if err != nil || !strings.HasPrefix(reply.String(), step[1]) {
+						t.Fatalf("%.40s: %v, %v, want %s...", step[0], reply, err, step[1])
+					}
+				}
+			})
+		})
+	}
+}

@@ -17,7 +17,7 @@ import (
 //
 //	connect, helo           once for the session
 //	mail-from               once for a transaction; authenticated users pass
-//	rcpt-to                 each recipient by itself; junk is said at data
+//	rcpt-to                 each recipient by itself; junk and delay are for data
 //	data                    once for a message
 //
 // A message that is not refused has one line of the log, at its last phase. Of the

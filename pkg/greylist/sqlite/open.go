@@ -124,7 +124,10 @@ func create(path string) error {
 		os.Remove(tmp)
 	}()
 	w := &writer{path: tmp}
-	if w.db, err = sql.Open("sqlite", dsn(tmp, 1024)); err != nil {
+	// Without waiting for the disk: mail may already be there, and should the
+	// power fail there is nothing to lose yet.
+	q := url.Values{"mode": {"rw"}, "_txlock": {"immediate"}, "_pragma": {"auto_vacuum(incremental)", "synchronous(off)", "journal_mode(wal)"}}
+	if w.db, err = sql.Open("sqlite", (&url.URL{Scheme: "file", Path: tmp, RawQuery: q.Encode()}).String()); err != nil {
 		return err
 	}
 	if w.conn, err = w.db.Conn(background()); err == nil {

@@ -4,110 +4,74 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/dnsbl"
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
-	"opensmtpd-filters/pkg/ipset"
+	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
 )
 
 // state is what is kept of a session.
 type state struct {
-	inquiry  *dnsbl.Inquiry           // nil: the lists are not asked
-	early    map[dnsbl.Subject]string // names that were asked about and have not been needed yet
-	idle     bool                     // one never was
-	refused  string                   // line of a list file that refuses the client, "" if none does
-	reported string                   // the decision as it was last logged
+	program.Visit
+	inquiry *dnsbl.Inquiry           // nil: the lists are not asked
+	early   map[dnsbl.Subject]string // names that were asked about and have not been needed yet
+	idle    bool                     // one never was
 }
 
-// filter returns the filter with its handlers.
-func (c *checker) filter() *filter.Filter[state] {
+// Filter returns the filter with its handlers.
+func (c *check) Filter() program.Runner {
 	f := filter.New[state](filter.Options{
-		Log: c.log, Metrics: c.metrics,
-		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
+		Log: c.Log, Metrics: c.Metrics,
+		Deadline: max(15*time.Second, c.Timeout.Value+5*time.Second),
 	})
+	c.gate = &program.Gate[state]{
+		Program: c.Program,
+		Visit:   func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
+		Judge:   c.decide,
+	}
+	c.gate.Handle(f)
 	f.OnSession(c.begin)
-	if c.asks(dnsbl.Helo) {
-		f.OnReport(proto.LinkIdentify, c.identified)
-	}
-	if c.asks(dnsbl.From) {
-		f.OnReport(proto.TxMail, c.mailed)
-	}
-	f.Decide(c.flags.phase, c.decide)
-	if c.flags.scoreHeader {
-		f.SetHeader("X-DNSBL-Score", c.headerValue)
+	// Lists that are read again may ask about names.
+	f.OnReport(proto.LinkIdentify, func(s *filter.Session[state], _ *proto.Line) { c.foresee(s, dnsbl.Helo, s.Helo) })
+	f.OnReport(proto.TxMail, func(s *filter.Session[state], _ *proto.Line) { c.foresee(s, dnsbl.From, domainOf(s.Tx.From)) })
+	if c.Header {
+		f.SetHeader(spec.Field, c.headerValue)
 	}
 	return f
 }
 
-func (c *checker) asks(s dnsbl.Subject) bool {
-	return slices.ContainsFunc(c.flags.lists, func(l dnsbl.List) bool { return l.Ask&s != 0 })
-}
-
 // begin asks the lists about a new client.
-func (c *checker) begin(s *filter.Session[state]) {
-	addr := s.Src.Addr()
-	v := c.exempt(addr, s.RDNS, s.FCrDNS)
-	if v.Reject {
-		s.Local.refused = v.By
-		return
+func (c *check) begin(s *filter.Session[state]) {
+	c.renew()
+	if c.gate.Begin(s) && !c.rejected(s).Reject {
+		c.inquire(s)
 	}
-	why := v.By
-	if v.Exempt {
-		c.log.Debug(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "why", why)
-		return
-	}
-	s.Local.inquiry = c.dnsbl.Begin(c.ctx, addr)
-	s.Local.inquiry.Domain(c.ctx, dnsbl.RDNS, s.RDNS)
 }
 
-// exempt says whether the lists are asked about a client: by lines of files, and
-// by its address.
-func (c *checker) exempt(addr netip.Addr, name string, confirmed bool) exempt.Verdict {
-	if !addr.IsValid() {
-		return exempt.Verdict{Exempt: true, By: "local socket"}
-	}
-	if !confirmed {
-		name = ""
-	}
-	m, ok := c.allow.Value().Lookup(addr, name)
-	if !ok {
-		m, ok = c.deny.Value().Lookup(addr, name)
-	}
-	switch {
-	case ok && m.Action == exempt.Permit:
-		return exempt.Verdict{Exempt: true, By: m.String()}
-	case ok && m.Action == exempt.Reject:
-		return exempt.Verdict{Reject: true, By: m.String()}
-	case ipset.Private(addr):
-		return exempt.Verdict{Exempt: true, By: "local or private"}
-	}
-	return exempt.Verdict{}
+func (c *check) inquire(s *filter.Session[state]) {
+	s.Local.inquiry = c.dnsbl.Begin(context.Background(), s.Src.Addr())
+	s.Local.inquiry.Domain(context.Background(), dnsbl.RDNS, s.RDNS)
 }
 
-func (c *checker) identified(s *filter.Session[state], _ *proto.Line) {
-	c.early(s, dnsbl.Helo, s.Helo)
+// rejected says whether a line of a list refuses the client.
+func (c *check) rejected(s *filter.Session[state]) exempt.Verdict {
+	return c.Exempt.Client(program.ClientOf(s))
 }
 
-func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
-	c.early(s, dnsbl.From, domainOf(s.Tx.From))
-}
-
-// early asks the lists about a name before the decision, so that nobody waits. A
+// foresee asks the lists about a name before the decision, so that nobody waits. A
 // client may give names without end and need the answer to none: once it has
 // done so, only those are asked about that are decided by.
-func (c *checker) early(s *filter.Session[state], subject dnsbl.Subject, name string) {
+func (c *check) foresee(s *filter.Session[state], subject dnsbl.Subject, name string) {
 	before, asked := s.Local.early[subject]
-	if s.Local.inquiry == nil || s.User != "" || asked && before == name {
+	if s.Local.inquiry == nil || s.User != "" || asked && before == name || !s.Local.inquiry.Asks(subject) {
 		return
 	}
 	if s.Local.idle = s.Local.idle || asked; s.Local.idle {
@@ -117,7 +81,7 @@ func (c *checker) early(s *filter.Session[state], subject dnsbl.Subject, name st
 		s.Local.early = make(map[dnsbl.Subject]string)
 	}
 	s.Local.early[subject] = name
-	s.Local.inquiry.Domain(c.ctx, subject, name)
+	s.Local.inquiry.Domain(context.Background(), subject, name)
 }
 
 func domainOf(sender string) string {
@@ -125,113 +89,81 @@ func domainOf(sender string) string {
 	return sender[strings.LastIndexByte(sender, '@')+1:]
 }
 
-// decide answers when the time has come.
-func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Response {
-	if s.User != "" {
-		c.log.Debug(s.ID, "filter", "dnsbl", "action", "proceed", "addr", s.Src.Addr(), "why", "authenticated")
-		return filter.Proceed()
+// decide says what is to be done when the time has come.
+func (c *check) decide(s *filter.Session[state], r filter.Request, then func(program.Verdict) filter.Response) filter.Response {
+	if v := c.rejected(s); v.Reject {
+		return then(program.Verdict{Action: cli.Action{Name: cli.Refuse}, Reply: c.replyTo(s.Src.Addr(), dnsbl.Result{}), Reason: "list", By: v.By})
 	}
-	if s.Local.refused != "" {
-		return c.conclude(s, req, dnsbl.Result{Verdict: dnsbl.Block}, nil)
+	if s.Local.inquiry == nil { // it was exempt when it came
+		c.inquire(s)
 	}
 	q := s.Local.inquiry
-	if q == nil {
-		return filter.Proceed()
-	}
 	// The request that is decided may be the one that brings the name.
 	helo, from := s.Helo, s.Tx.From
-	switch req.Phase {
+	switch r.Phase {
 	case filter.Helo, filter.Ehlo:
-		helo = req.Arg
+		helo = r.Arg
 	case filter.MailFrom:
-		from = req.Arg
+		from = r.Arg
 	}
-	if c.asks(dnsbl.Helo) {
-		q.Domain(c.ctx, dnsbl.Helo, helo)
-	}
-	if c.asks(dnsbl.From) {
-		q.Domain(c.ctx, dnsbl.From, domainOf(from))
-	}
+	q.Domain(context.Background(), dnsbl.Helo, helo)
+	q.Domain(context.Background(), dnsbl.From, domainOf(from))
 	s.Local.early = nil
 	// The verdict keeps its deadline by itself.
-	verdict := filter.Go(s, c.flags.Timeout.Value+time.Second, q.Verdict)
+	verdict := filter.Go(s, c.Timeout.Value+time.Second, q.Verdict)
 	return filter.Await(verdict, func(res dnsbl.Result, err error) filter.Response {
 		if errors.Is(err, filter.ErrBusy) {
 			res, err = q.Now(), nil
 		}
-		return c.conclude(s, req, res, err)
+		if err != nil {
+			return then(program.Verdict{Reason: "error", Keys: []any{"err", err}})
+		}
+		return then(c.verdict(s.Src.Addr(), res))
 	})
 }
 
-// actions are the words of the log for verdicts.
-func actions() [3]string {
-	return [...]string{dnsbl.Pass: "proceed", dnsbl.Junk: "junk", dnsbl.Block: "block"}
-}
-
-// conclude logs the decision and returns the answer.
-func (c *checker) conclude(s *filter.Session[state], req filter.Request, res dnsbl.Result, err error) filter.Response {
-	addr := s.Src.Addr()
-	if err != nil {
-		c.decided[dnsbl.Pass].Inc()
-		c.log.Warn(s.ID, "filter", "dnsbl", "action", "proceed", "addr", addr, "err", err)
-		return filter.Proceed()
-	}
-	action := actions()[res.Verdict]
-	late := req.Phase == filter.Commit && res.Verdict == dnsbl.Junk
-	c.decided[res.Verdict].Inc()
-	attrs := []any{"filter", "dnsbl", "action", action, "addr", addr}
-	if s.Local.refused != "" {
-		attrs = append(attrs, "why", s.Local.refused)
-	} else {
-		attrs = append(attrs, "score", res.Score)
+// verdict is what is done about what the lists say.
+func (c *check) verdict(addr netip.Addr, res dnsbl.Result) program.Verdict {
+	v := program.Verdict{Action: cli.Action{Name: cli.Proceed}, Reason: "score"}
+	switch res.Verdict {
+	case dnsbl.Block:
+		v.Action, v.Reply = cli.Action{Name: cli.Refuse}, c.replyTo(addr, res)
+	case dnsbl.Junk:
+		v.Action = cli.Action{Name: cli.Junk}
 	}
 	for _, h := range res.Hits {
-		attrs = append(attrs, h.Label, h.Weight)
-	}
-	for _, h := range res.Hits {
-		attrs = append(attrs, "code", h.Label+":"+codes(h.Codes, "/"))
-		if h.Domain != "" {
-			attrs = append(attrs, "name", h.Label+":"+h.Domain)
-		}
 		if h.Alone {
-			attrs = append(attrs, "why", h.Label+"+"+action)
+			v.Reason, v.By = "alone", h.Label
+			break
+		}
+	}
+	v.Keys = []any{"score", res.Score}
+	for _, h := range res.Hits {
+		v.Keys = append(v.Keys, h.Label, h.Weight)
+	}
+	for _, h := range res.Hits {
+		v.Keys = append(v.Keys, "code", h.Label+":"+codes(h.Codes, "/"))
+		if h.Domain != "" {
+			v.Keys = append(v.Keys, "domain", h.Label+":"+h.Domain)
 		}
 		if h.Text != "" {
-			attrs = append(attrs, "txt", h.Label+": "+h.Text)
+			v.Keys = append(v.Keys, "txt", h.Label+": "+h.Text)
 		}
 	}
 	if res.Untested != nil {
-		attrs = append(attrs, "untested", strings.Join(res.Untested, ","))
+		v.Keys = append(v.Keys, "untested", strings.Join(res.Untested, ","))
 	}
 	if res.Silent != nil {
-		attrs = append(attrs, "silent", strings.Join(res.Silent, ","))
+		v.Keys = append(v.Keys, "silent", strings.Join(res.Silent, ","))
 	}
-	switch {
-	case c.flags.DryRun:
-		attrs = append(attrs, "dryRun", true)
-	case late:
-		attrs = append(attrs, "note", "too late to junk")
-	}
-	if line := fmt.Sprint(attrs...); line != s.Local.reported {
-		s.Local.reported = line
-		c.log.Info(s.ID, append(attrs, "t", res.Took.Round(time.Millisecond))...)
-	}
-	switch {
-	case c.flags.DryRun || late:
-		return filter.Proceed()
-	case res.Verdict == dnsbl.Block:
-		r := c.reply(addr, res)
-		return filter.Reject(r.Code, r.Enhanced, r.Text)
-	case res.Verdict == dnsbl.Junk:
-		return filter.Junk()
-	}
-	return filter.Proceed()
+	v.Keys = append(v.Keys, "t", res.Took.Round(time.Millisecond))
+	return v
 }
 
-// reply is what a client that is refused is told.
-func (c *checker) reply(addr netip.Addr, res dnsbl.Result) cli.Reply {
+// replyTo is what a client that is refused is told.
+func (c *check) replyTo(addr netip.Addr, res dnsbl.Result) cli.Reply {
 	if len(res.Hits) == 0 {
-		return c.flags.reply.Expand("%i", addr.String(), "%l", "a local list", "%s", "0", "%r", "")
+		return c.reply.Expand("%i", addr.String(), "%l", "a local list", "%s", "0", "%r", "")
 	}
 	var labels []string
 	for _, h := range res.Hits {
@@ -239,17 +171,16 @@ func (c *checker) reply(addr netip.Addr, res dnsbl.Result) cli.Reply {
 			labels = append(labels, h.Label)
 		}
 	}
-	return c.flags.reply.Expand("%i", addr.String(), "%l", strings.Join(labels, ", "),
+	return c.reply.Expand("%i", addr.String(), "%l", strings.Join(labels, ", "),
 		"%s", strconv.Itoa(res.Score), "%r", res.Heaviest().Text)
 }
 
 // headerValue is what X-DNSBL-Score says: by the answers that have come until
 // now, which may be more than the verdict needed.
-func (c *checker) headerValue(s *filter.Session[state]) string {
-	if s.Local.inquiry == nil || s.User != "" {
+func (c *check) headerValue(s *filter.Session[state]) string {
+	if s.Local.inquiry == nil || !c.gate.Judged(s) {
 		return ""
 	}
-	s.Local.early = nil
 	res := s.Local.inquiry.Now()
 	if len(res.Hits) == 0 {
 		return "0"
@@ -261,66 +192,66 @@ func (c *checker) headerValue(s *filter.Session[state]) string {
 	return fmt.Sprintf("%d (%s)", res.Score, strings.Join(parts, ", "))
 }
 
-// lookup prints what the lists say about an address now.
-func (c *checker) lookup(addr netip.Addr, stdout io.Writer) {
-	ctx := context.Background()
+// Explain prints what each list says about a client, or a domain, now.
+func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) error {
+	if c.used.Len() == 0 {
+		return errors.New("no list given; which to trust is for you to decide")
+	}
 	c.dnsbl.Test(ctx)
-	q := c.dnsbl.Begin(ctx, addr)
-	rdns := ""
-	if c.asks(dnsbl.RDNS) {
-		if names, err := c.resolver.PTR(ctx, addr); err == nil && len(names) > 0 {
-			rdns = names[0]
-			q.Domain(ctx, dnsbl.RDNS, rdns)
+	inquiry := c.dnsbl.Begin(ctx, q.Addr)
+	names := map[dnsbl.Subject]string{dnsbl.RDNS: q.Name, dnsbl.Helo: q.Helo, dnsbl.From: domainOf(q.Sender)}
+	for s := range names {
+		if q.Domain != "" {
+			names[s] = q.Domain
 		}
+		inquiry.Domain(ctx, s, names[s])
 	}
-	q.Wait(ctx)
-	res := q.Verdict(ctx)
-
-	fmt.Fprintf(stdout, "address  %s\n", addr)
+	inquiry.Wait(ctx)
+	res := inquiry.Verdict(ctx)
 	if trouble := c.dnsbl.Trouble(); trouble != "" {
-		fmt.Fprintf(stdout, "resolver %s\n", trouble)
+		t.Row("resolver", "%s", trouble)
 	}
-	if rdns != "" {
-		fmt.Fprintf(stdout, "name     %s\n", dnsbl.Clean(rdns))
+	t.Columns("list", "answer", "meaning", "weight", "time", "health")
+	for _, r := range inquiry.Rows() {
+		t.Columns(columns(r)...)
 	}
-	fmt.Fprintln(stdout)
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	fmt.Fprintf(w, "list\tanswer\tmeaning\tweight\ttime\thealth\n")
-	for _, r := range q.Rows() {
-		answer, meaning, weight, took := c.row(r)
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", r.Label, answer, meaning, weight, took, r.Health)
+	t.Row("score", "%d", res.Score)
+	if q.Exempt != "" {
+		return nil
 	}
-	w.Flush()
-
-	fmt.Fprintf(stdout, "\nscore    %d\n", res.Score)
-	switch v := c.exempt(addr, "", false); {
-	case v.Reject:
-		fmt.Fprintf(stdout, "verdict  block, whatever the lists say: %s\n", v.By)
-	case v.Exempt:
-		fmt.Fprintf(stdout, "verdict  pass, whatever the lists say: %s\n", v.By)
-	case c.flags.blockAt == 0 && c.flags.junkAt == 0:
-		fmt.Fprintf(stdout, "verdict  depends on -blockAt and -junkAt\n")
-	default:
-		fmt.Fprintf(stdout, "verdict  %s at %s\n", res.Verdict, c.flags.phaseName)
-		if res.Verdict == dnsbl.Block {
-			fmt.Fprintf(stdout, "reply    %s\n", c.reply(addr, res))
-		}
+	if v := c.Exempt.Client(exempt.Client{Addr: q.Addr}); q.Addr.IsValid() && v.Reject {
+		t.Row("answer", "refuse at %s, whatever the lists say: %s", c.Phase, v.By)
+		t.Row("reply", "%s", c.replyTo(q.Addr, dnsbl.Result{}))
+		return nil
 	}
+	if c.blockAt == 0 && c.junkAt == 0 {
+		t.Row("answer", "depends on -blockAt and -junkAt")
+		return nil
+	}
+	v := c.verdict(q.Addr, res)
+	t.Row("answer", "%s at %s", &v.Action, c.Phase)
+	if v.Action.Refuses() {
+		t.Row("reply", "%s", v.Reply)
+	}
+	return nil
 }
 
-// row returns the columns of one list.
-func (c *checker) row(r dnsbl.Row) (answer, meaning, weight, took string) {
-	weight, took = fmt.Sprint("(", r.Weight, ")"), fmt.Sprintf("%.1fms", r.Took.Seconds()*1000)
+// columns are those of one list.
+func columns(r dnsbl.Row) []string {
+	weight, took := fmt.Sprint("(", r.Weight, ")"), fmt.Sprintf("%.1fms", r.Took.Seconds()*1000)
 	if r.Hit {
 		weight = fmt.Sprint(r.Weight)
 	}
+	row := func(answer, meaning, took string) []string {
+		return []string{r.Label, answer, meaning, weight, took, r.Health}
+	}
 	switch {
 	case !r.Asked:
-		return "not asked", "-", weight, "-"
+		return row("not asked", "-", "-")
 	case r.Failure != "":
-		return "none", r.Failure, weight, took
+		return row("none", r.Failure, took)
 	case len(r.Codes) == 0:
-		return "not listed", "-", weight, took
+		return row("not listed", "-", took)
 	}
 	var words []string
 	for _, text := range r.Meaning {
@@ -334,7 +265,7 @@ func (c *checker) row(r dnsbl.Row) (answer, meaning, weight, took string) {
 	if !r.Hit {
 		words = append(words, "does not match")
 	}
-	return codes(r.Codes, " "), strings.Join(words, "; "), weight, took
+	return row(codes(r.Codes, " "), strings.Join(words, "; "), took)
 }
 
 // codes are the first few answers of a list.
@@ -350,4 +281,15 @@ func codes(answers []netip.Addr, sep string) string {
 		}
 	}
 	return strings.Join(list, sep)
+}
+
+// Config shows the lists as they are understood.
+func (c *check) Config(t *program.Table) {
+	for _, l := range c.used.all() {
+		text := l.String()
+		if l.Dead != "" {
+			text += ", not asked: " + l.Dead
+		}
+		t.Row("list", "%s", text)
+	}
 }

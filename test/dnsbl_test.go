@@ -117,7 +117,7 @@ func dnsbl(r smtpdtest.Release, args string) smtpdtest.Config {
 	return smtpdtest.Config{
 		Release: r,
 		Files:   map[string]string{"sites": postscreenSites},
-		Filters: []smtpdtest.Filter{{Name: "dnsbl", Command: "filter-dnsbl -v -timeout 20s -resolver " + listDNS + " " + args}},
+		Filters: []smtpdtest.Filter{{Name: "dnsbl", Command: "filter-dnsbl -v -timeout 20s -phase connect -resolver " + listDNS + " " + args}},
 	}
 }
 
@@ -146,7 +146,7 @@ func TestDnsblPostscreen(t *testing.T) {
 		"2001:db8:bad:1::25": {"greeting 550 closed", "3 (zen.spamhaus.org=3)"},
 		"192.168.1.1":        {"inbox", ""},
 	}
-	for _, mode := range []string{"", "-dryRun -scoreHeader "} {
+	for _, mode := range []string{"", "-dryRun -header "} {
 		t.Run("mode"+strings.TrimSpace(mode), func(t *testing.T) {
 			forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 				serveLists(t)
@@ -187,18 +187,18 @@ func TestDnsblArgument(t *testing.T) {
 		if want := "550 5.7.1 Service unavailable; client [203.0.113.1] blocked using zen.spamhaus.org"; res.Reply.String() != want {
 			t.Errorf("%v, want %s", res.Reply, want)
 		}
-		if _, err := s.WaitLog("filter=dnsbl", "action=block", "addr=203.0.113.1 ", "zen.spamhaus.org=3"); err != nil {
+		if _, err := s.WaitLog("filter=dnsbl", "action=refuse", "addr=203.0.113.1 ", "zen.spamhaus.org=3"); err != nil {
 			t.Error(err)
 		}
 	})
 }
 
 func TestDnsblPhases(t *testing.T) {
-	for phase, step := range map[string]string{"connect": "greeting 550 closed", "helo": "EHLO 550", "ehlo": "EHLO 550", "mail-from": "MAIL 550", "rcpt-to": "RCPT 550", "data": "DATA 550"} {
+	for phase, step := range map[string]string{"connect": "greeting 550 closed", "helo": "EHLO 550", "mail-from": "MAIL 550", "rcpt-to": "RCPT 550", "data": "DATA 550"} {
 		t.Run(phase, func(t *testing.T) {
 			forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 				serveLists(t)
-				s := start(t, dnsbl(r, "-blockAt 3 -junkAt 2 -blockPhase "+phase+" @/run/test/sites"))
+				s := start(t, dnsbl(r, "-blockAt 3 -junkAt 2 -phase "+phase+" @/run/test/sites"))
 				s.tested(postscreenLists...)
 				for addr, want := range map[string]string{"203.0.113.1": step, "203.0.113.2": "junk", "203.0.113.9": "inbox"} {
 					if got := s.outcome(smtpdtest.Mail{Src: addr, To: user(addr)}); got != want {
@@ -214,7 +214,7 @@ func TestDnsblPhases(t *testing.T) {
 func TestDnsblDomains(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveLists(t)
-		c := dnsbl(r, "-blockAt 5 -blockPhase mail-from d.example.net*5+helo+from+rdns")
+		c := dnsbl(r, "-blockAt 5 -phase mail-from d.example.net*5+helo+from+rdns")
 		c.TLS = r.TLS
 		c.Hosts = "203.0.113.50 mail.bad.example\n"
 		s := start(t, c)
@@ -256,7 +256,7 @@ func TestDnsblTrouble(t *testing.T) {
 	})
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		c := dnsbl(r, "")
-		c.Filters[0].Command = "filter-dnsbl -timeout 500ms -blockAt 1 zen.spamhaus.org"
+		c.Filters[0].Command = "filter-dnsbl -phase connect -timeout 500ms -blockAt 1 zen.spamhaus.org"
 		c.Resolv = "nameserver 9.9.9.9\n" // here this is the host itself, where nobody answers
 		s := start(t, c)
 		if got := s.outcome(smtpdtest.Mail{Src: "203.0.113.1", To: "bob"}); got != "inbox" {
@@ -272,7 +272,7 @@ func TestDnsblTrouble(t *testing.T) {
 func TestDnsblKey(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveLists(t)
-		c := dnsbl(r, "-blockAt 1 -blockPhase rcpt-to -scoreHeader -reply '550 %l: %r' @/run/test/keys")
+		c := dnsbl(r, "-blockAt 1 -phase rcpt-to -header -reply '550 %l: %r' @/run/test/keys")
 		c.Files["keys"] = "abcdefghij0123456789klmnop.example.net+txt # mine\n"
 		s := start(t, c)
 		s.tested("KEY.example.net")

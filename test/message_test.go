@@ -17,7 +17,7 @@ func allHeaders() []smtpdtest.Filter {
 	return []smtpdtest.Filter{
 		{Name: "dyndns", Command: "filter-dyndns -header -dynamic proceed"},
 		{Name: "senderscore", Command: "filter-senderscore -scoreHeader -stateFile senderscore.state"},
-		{Name: "dnsbl", Command: "filter-dnsbl -scoreHeader -blockAt 5 bl.example"},
+		{Name: "dnsbl", Command: "filter-dnsbl -header -blockAt 5 bl.example"},
 		{Name: "greylist", Command: "filter-greylist -header -dryRun -store memory:"},
 	}
 }

@@ -42,7 +42,7 @@ func prometheusTool(t *testing.T, name string) string {
 func metricsArgs(filter, dir string) (args []string, known bool) {
 	list := filepath.Join(dir, "list")
 	args, known = map[string][]string{
-		"filter-dnsbl":       {"-blockAt", "1", "-allowlist", list, "zen@zen.example", "KEY.zen.dq.example"},
+		"filter-dnsbl":       {"-blockAt", "1", "-allowClients", list, "zen@zen.example", "KEY.zen.dq.example"},
 		"filter-dyndns":      {"-allowClients", list},
 		"filter-greylist":    {"-store", "memory:", "-allowClients", list},
 		"filter-senderscore": {"-blockBelow", "50", "-stateFile", "", "-allowlist", list},

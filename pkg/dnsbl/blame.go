@@ -90,6 +90,11 @@ func (c *Checker) recovered(from resolve.Trouble) {
 		c.distrust()
 	}
 	for _, z := range c.alive() {
+		if from == resolve.Filters { // what is missing now is so by itself
+			z.mu.Lock()
+			z.found = false
+			z.mu.Unlock()
+		}
 		z.start(z.parts...)
 	}
 }

@@ -76,8 +76,7 @@ type item struct {
 	zone *zone
 }
 
-// New returns a Checker. It asks nothing yet. What is odd about the lists is
-// logged, see [Options.Warnings].
+// New returns a Checker. It asks nothing yet.
 func New(o Options) *Checker {
 	if o.Timeout <= 0 {
 		o.Timeout = 2 * time.Second
@@ -88,18 +87,24 @@ func New(o Options) *Checker {
 	c := &Checker{opts: o, wake: make(chan struct{}, 1)}
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	c.health = resolve.NewHealth(o.Resolver, o.Log, c.recovered)
-	c.Use(o.Lists)
+	c.use(o.Lists)
 	return c
 }
 
 // Use replaces the lists. Those that stay keep their health; inquiries under way
-// keep the lists they have begun with.
+// keep the lists they have begun with. What is odd about them is logged.
 func (c *Checker) Use(all []List) {
 	o := c.opts
-	o.Lists = Distinct(all)
+	o.Lists = all
 	for _, w := range o.Warnings() {
 		o.Log.Warn(w)
 	}
+	c.use(all)
+}
+
+func (c *Checker) use(all []List) {
+	o := c.opts
+	o.Lists = Distinct(all)
 	s := &lists{counts: make(map[string]counts)}
 	var keys []string
 	byZone := make(map[string][]List)
@@ -153,8 +158,10 @@ func (c *Checker) zoneOf(of []List) *zone {
 		}
 	}
 	m.Gauge(listGood, func() float64 {
-		if z.why == "" && z.well() {
-			return 1
+		for _, z := range c.set.Load().zones { // it may be another one by then
+			if z.label == first.Label && z.why == "" && z.well() {
+				return 1
+			}
 		}
 		return 0
 	}, first.Label)
@@ -342,6 +349,11 @@ func (q *Inquiry) Domain(ctx context.Context, s Subject, domain string) {
 		}
 		return d + "." + z.name
 	})
+}
+
+// Asks reports whether any list is asked about names of a kind.
+func (q *Inquiry) Asks(s Subject) bool {
+	return slices.ContainsFunc(q.set.entries, func(e *item) bool { return e.Dead == "" && e.Ask&s != 0 })
 }
 
 // asciiName returns a name with its U-labels as A-labels, "" if it has none to

@@ -6,7 +6,9 @@
 // all, but say that the one who asks is not welcome, that a zone has been
 // abandoned, or that a resolver invents answers. Who takes these for listings
 // refuses everybody's mail. A [Checker] knows them, tests each zone as RFC 5782
-// section 5 says, and does without a zone that is not well.
+// section 5 says, and more, and does without a zone that is not well: health.go says
+// when it is, selftest.go how that is found out, doubt.go what finds a list out that
+// lists everybody but the test entries, and blame.go whether it is the resolver.
 //
 // The [Checker] asks all lists at once and answers as soon as what is missing
 // cannot change the verdict.

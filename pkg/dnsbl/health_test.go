@@ -592,6 +592,26 @@ func TestUse(t *testing.T) {
 
 var _ resolve.Refusal = (*zone)(nil).refusal
 
+// A list whose test entry is taken away and which lists on: what was taken for a
+// resolver that filters is not said again and again.
+func TestEntryTakenAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake("*.113.0.203.a.example", "127.0.0.2")
+		c, log := running(t, f, Options{BlockAt: 1}, "a.example+v4")
+		time.Sleep(time.Minute)
+		f.set(pos4, "nodata")
+		for i := range byte(200) {
+			if i > 2 && verdict(t, c, addr4(203, 0, 113, i)).Verdict != Block {
+				t.Fatalf("client %d passes", i)
+			}
+			time.Sleep(10 * time.Second)
+		}
+		if n := strings.Count(log.String(), "level=WARN"); n > 2 {
+			t.Errorf("%d lines: %s", n, log)
+		}
+	})
+}
+
 // What a list is worth: how often it was asked, had a hit, had one that others had
 // too, and was the one that decided. Once for each client, however often the verdict
 // is asked for.

@@ -238,7 +238,10 @@ func (l *List) finish(options map[string]bool) error {
 // words are those of a line of log that says what a list had to do with a
 // decision.
 func words() []string {
-	return []string{"filter", "action", "addr", "score", "why", "name", "code", "txt", "untested", "silent", "dryRun", "note", "err", "t"}
+	return []string{
+		"filter", "action", "disconnect", "delay", "reason", "by", "addr", "name", "from", "rcpt", "rcpts", "would", "dryRun", "more",
+		"score", "code", "domain", "txt", "untested", "silent", "note", "err", "t",
+	}
 }
 
 func validLabel(s string) bool {

@@ -47,6 +47,7 @@ type conn struct {
 	minor   int
 	stdin   io.WriteCloser // of the filter
 	kill    func()
+	signal  func(os.Signal) error
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when anything below changes
@@ -153,6 +154,7 @@ func (c *conn) startCmd(p Program) (io.Reader, func() int, error) {
 	}
 	c.stdin = halfCloser{sock}
 	c.kill = func() { cmd.Process.Kill() }
+	c.signal = cmd.Process.Signal
 	return sock, func() int {
 		cmd.Wait()
 		sock.Close()
@@ -505,6 +507,9 @@ func (p *Peer) Log() []string {
 	defer p.c.mu.Unlock()
 	return slices.Clone(p.c.stderr)
 }
+
+// Signal sends the filter a signal.
+func (p *Peer) Signal(s os.Signal) error { return p.c.signal(s) }
 
 // EOF ends the filter's input, as smtpd does when it stops.
 func (p *Peer) EOF() { p.c.close() }

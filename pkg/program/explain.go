@@ -24,6 +24,7 @@ type Query struct {
 	Sender    string // without < and >; with HasSender "" is the null sender
 	Rcpt      string // "" if none is given
 	Helo      string
+	Exempt    string // why the client is never judged, "" if it is; see Spec.Looks
 }
 
 // noName is what smtpd calls the name of a client that has none.
@@ -70,10 +71,15 @@ func (p *Program) explain(check Check, args []string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
 	t := new(Table)
-	if by, ok := p.explainExempt(ctx, &q, t); ok {
-		t.Row("answer", "proceed, never judged: %s", by)
-	} else {
+	by, ok := p.explainExempt(ctx, &q, t)
+	if ok {
+		q.Exempt = by
+	}
+	if !ok || p.spec.Looks {
 		err = check.Explain(ctx, q, t)
+	}
+	if ok {
+		t.Row("answer", "proceed, never judged: %s", by)
 	}
 	return errors.Join(err, t.Write(p.Out))
 }

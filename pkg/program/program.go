@@ -53,6 +53,7 @@ type Spec struct {
 	Phase   string        // default of -phase; "": no such flag
 	Field   string        // the header field of -header; "": no such flag
 	Refuses bool          // the clients of reject lines are refused
+	Looks   bool          // the check explains exempt clients too
 
 	// Commands are the words that may follow the flags instead of a run under
 	// smtpd; the Check is then a Commander. "explain" is always one.

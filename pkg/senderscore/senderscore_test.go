@@ -52,7 +52,7 @@ func (z *zone) FreshA(ctx context.Context, name string, _ resolve.Refusal) ([]ne
 	}
 	answer, ok := z.answers[name]
 	if !ok && strings.HasSuffix(name, ".invalid") {
-		answer, ok = z.answers["invalid"]
+		answer = z.answers["invalid"]
 	} else if !ok && name != "root" {
 		answer = z.answers["*"]
 	}

@@ -16,7 +16,7 @@ import (
 // minutes too.
 var programs = []struct{ name, flags string }{
 	{"filter-dyndns", "-dynamic junk -bogus reject -match dynamic -allowNames proper -allowClients clients -allowSenders senders -header -timeout 2s"},
-	{"filter-dnsbl", "-blockAt 6 -junkAt 3 -blockPhase helo -allowlist addresses -blocklist blocked -scoreHeader " +
+	{"filter-dnsbl", "-blockAt 6 -junkAt 3 -phase helo -allowClients addresses -allowClients blocked -header " +
 		"-minTTL 10s -maxTTL 30s bl@bl.example*5+txt wide@wide.example*3 good@wl.example*-2"},
 	{"filter-senderscore", "-blockBelow 5 -junkBelow 40 -slowFactor 100 -slowMax 200ms -scoreHeader -allowlist addresses " +
 		"-zone score.example -quota 0 -maxTTL 1m -stateFile " + smtpdtest.State + "/senderscore"},
@@ -51,7 +51,7 @@ var lists = map[string][2]string{
 	"dynamic":   {"*.extra.hosts.example\n", "*.extra.hosts.example\n([\n*.more.hosts.example\n"},
 	"proper":    {"# none\n", "*.customer.hosts.example\n"},
 	"addresses": {"192.0.2.0/24\n", "192.0.2.0/24\nnot an address\n" + manyNetworks()},
-	"blocked":   {"203.0.113.66\n", "203.0.113.66 reject\n203.0.113.0/26 dunno\n"},
+	"blocked":   {"203.0.113.66 reject\n", "203.0.113.66 reject\n203.0.113.0/26 dunno\n"},
 	"clients":   {"192.0.2.0/24\n", "192.0.2.0/24\n*.friend.example\n"},
 	"senders":   {"friend.example\n", "friend.example\n@\n"},
 	"traps":     {"trap@" + smtpdtest.Domain + "\n", "trap@" + smtpdtest.Domain + "\ntrap2@\n"},

@@ -19,9 +19,6 @@ var unguarded = []string{
 	"pkg/filter/future.go",
 	"pkg/filter/loop.go",
 	"pkg/resolve/pool.go", // context.AfterFunc closes a connection
-	"pkg/dnsbl/check.go",
-	"pkg/dnsbl/selftest.go",
-	"filter-dnsbl/main.go",
 	"filter-greylist/main.go",
 	"filter-senderscore/main.go",
 }

@@ -194,7 +194,7 @@ func (c *Checker) awake() {
 // they are in use, and more often while they are not well.
 func (c *Checker) Run(ctx context.Context) {
 	defer c.close()
-	c.tests.Go(func() { c.health.Run(ctx) })
+	guard.Keep(ctx, c.opts.Log, "resolver", c.health.Run)
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -402,7 +402,7 @@ func (q *Inquiry) ask(ctx context.Context, about ask, name func(*zone) string) {
 // mu held.
 func (q *Inquiry) limit(questions bool) {
 	if questions && q.timer == nil {
-		q.timer = time.AfterFunc(q.c.opts.Timeout, q.expire)
+		q.timer = guard.AfterFunc(q.c.opts.Log, q.c.opts.Timeout, "lists", q.expire)
 	}
 }
 
@@ -463,9 +463,7 @@ func (q *Inquiry) answer(a *ask, r reply) {
 }
 
 // expire ends the questions whose time is over.
-func (q *Inquiry) expire() { guard.Run(q.c.opts.Log, "lists", q.expireAll) }
-
-func (q *Inquiry) expireAll() {
+func (q *Inquiry) expire() {
 	now := time.Now()
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -484,7 +482,7 @@ func (q *Inquiry) expireAll() {
 	}
 	q.timer = nil
 	if next > 0 {
-		q.timer = time.AfterFunc(next, q.expire)
+		q.timer = guard.AfterFunc(q.c.opts.Log, next, "lists", q.expire)
 	}
 	q.changed()
 }

@@ -52,9 +52,11 @@ func (z *zone) start(parts ...*part) *run {
 		return r
 	}
 	z.c.tests.Go(func() {
-		guard.Run(z.c.opts.Log, "lists", func() { r.test(z.c.ctx, parts) })
-		r.end()
-		z.c.awake()
+		guard.Run(z.c.opts.Log, "lists", func() {
+			defer z.c.awake()
+			defer r.end()
+			r.test(z.c.ctx, parts)
+		})
 	})
 	return r
 }
@@ -132,8 +134,8 @@ func (r *run) ask(ctx context.Context, parts []*part) {
 	outcomes := make([]*outcome, len(parts))
 	var wg sync.WaitGroup
 	for i, p := range parts {
+		outcomes[i] = &outcome{part: p, silent: true, err: errors.New("internal error")}
 		wg.Go(func() {
-			outcomes[i] = &outcome{part: p, silent: true, err: errors.New("internal error")}
 			guard.Run(r.zone.c.opts.Log, "lists", func() {
 				o := p.test(ctx)
 				outcomes[i] = o

@@ -179,10 +179,9 @@ func New(o Options) *Client {
 // Run keeps the state file up to date until ctx ends, and writes it then. It
 // finds out when a resolver that was in trouble is well again.
 func (c *Client) Run(ctx context.Context) {
-	var wg sync.WaitGroup
-	wg.Go(func() { c.health.Run(ctx) })
+	guard.Keep(ctx, c.opts.Log, "resolver", c.health.Run)
 	c.count.run(ctx)
-	wg.Wait()
+	<-ctx.Done() // without a state file there is nothing to do
 }
 
 // Trouble says what is wrong with the resolver, "" if nothing is known to be.

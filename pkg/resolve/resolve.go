@@ -231,10 +231,10 @@ func (r *Resolver) A(ctx context.Context, name string) ([]netip.Addr, error) {
 	return slices.Clone(a.addrs), a.error()
 }
 
-// StartA is A for those who cannot wait, and who may be refused. It calls then once, before it returns or
-// from another goroutine, within Options.Timeout. Fresh tells that the answer is
-// to a query that was sent for this call, and not for another one or long ago.
-// Then must not wait: the replies to others are behind it.
+// StartA is A for those who cannot wait, and who may be refused. It calls then
+// once, before it returns or from another goroutine, within Options.Timeout. Fresh
+// tells that the answer is to a query that was sent for this call, and not for
+// another one or long ago. Then must not wait: the replies to others are behind it.
 func (r *Resolver) StartA(name string, refusal Refusal, then func(addrs []netip.Addr, fresh bool, err error)) {
 	w := func(a *answer, fresh bool) { then(slices.Clone(a.addrs), fresh, a.error()) }
 	if a := r.begin(context.Background(), name, dns.TypeA, refusal, w); a != nil {

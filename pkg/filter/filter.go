@@ -132,7 +132,12 @@ func (f *Filter[S]) OnDataLine(h func(s *Session[S], line []byte, out *Lines)) {
 // message, unless value gives "", and leave out fields of that name that came
 // with the message.
 func (f *Filter[S]) SetHeader(name string, value func(*Session[S]) string) {
-	f.fields = append(f.fields, field[S]{name, value})
+	f.fields = append(f.fields, field[S]{name: name, value: value})
+}
+
+// AddHeader is SetHeader, but fields of that name that came with the message stay.
+func (f *Filter[S]) AddHeader(name string, value func(*Session[S]) string) {
+	f.fields = append(f.fields, field[S]{name: name, value: value, others: true})
 }
 
 // Main is Serve on the standard streams.

@@ -125,8 +125,9 @@ const (
 
 // field is a header field that the filter sets.
 type field[S any] struct {
-	name  string
-	value func(*Session[S]) string
+	name   string
+	value  func(*Session[S]) string
+	others bool // those that came with the message stay
 }
 
 // forged reports whether a line of the header belongs to a field that only the
@@ -139,7 +140,7 @@ func (f *Filter[S]) forged(s *Session[S], line []byte) bool {
 	s.msg.dropping = false
 	for _, h := range f.fields {
 		n := len(h.name)
-		if len(line) > n && bytes.EqualFold(line[:n], []byte(h.name)) {
+		if !h.others && len(line) > n && bytes.EqualFold(line[:n], []byte(h.name)) {
 			rest := bytes.TrimLeft(line[n:], " \t")
 			s.msg.dropping = len(rest) > 0 && rest[0] == ':'
 		}

@@ -184,6 +184,18 @@ func TestSetHeader(t *testing.T) {
 	}
 }
 
+// AddHeader leaves fields of that name where they are.
+func TestAddHeader(t *testing.T) {
+	f := New[none](Options{})
+	f.AddHeader("X-Score", func(*Session[none]) string { return "42" })
+	f.SetHeader("X-Class", func(*Session[none]) string { return "" })
+	got := through(t, f, "0.7", []string{"X-Score: 7", " more", "X-Class: forged", "Subject: x", "", "text", ".", "."})
+	want := []string{"X-Score: 42", "X-Score: 7", " more", "Subject: x", "", "text", ".", "X-Score: 42", "."}
+	if fmt.Sprintf("%q", got) != fmt.Sprintf("%q", want) {
+		t.Errorf("lines: %q\nwant:  %q", got, want)
+	}
+}
+
 // Lines of any length are read, however the input is cut.
 func TestReader(t *testing.T) {
 	var in bytes.Buffer

@@ -243,6 +243,12 @@ func (f *Flags) FlagRows(row func(name, value string)) {
 	})
 }
 
+// SameAs adds another name of a flag.
+func (f *Flags) SameAs(name, of string) {
+	fl := f.Lookup(of)
+	f.Var(fl.Value, name, fl.Usage)
+}
+
 // Hide keeps flags out of what is shown: other names of the same, which are taken
 // because people know them.
 func (f *Flags) Hide(names ...string) {

@@ -131,6 +131,27 @@ A TIME is 5s, 1h30m, 30d, or a number of seconds.
 	}
 }
 
+// Another name of a flag sets the same; hidden it is not shown, but taken.
+func TestSameAs(t *testing.T) {
+	f := New(Options{Name: "filter-x"})
+	n := f.Int("blockAt", 5, "refuse from score `N` on")
+	on := f.Bool("header", false, "add the field")
+	f.SameAs("at", "blockAt")
+	f.SameAs("scoreHeader", "header")
+	f.Hide("at", "header")
+	if err := f.Parse([]string{"-at", "7", "-header"}); err != nil || *n != 7 || !*on {
+		t.Errorf("%v, %d, %v", err, *n, *on)
+	}
+	shown := ""
+	f.FlagRows(func(name, value string) { shown += name + " " + value + "\n" })
+	if shown != "-blockAt 7\n-scoreHeader true\n-v false\n" {
+		t.Errorf("shown:\n%s", shown)
+	}
+	if err := f.Parse([]string{"-at", "x"}); err == nil || err.Error() != "-at x: want a whole number" {
+		t.Error(err)
+	}
+}
+
 func TestPrint(t *testing.T) {
 	f, _ := newFlags()
 	if err := f.Parse([]string{"-n", "-timeout", "90", "-reply", "550 è\n"}); err != nil {

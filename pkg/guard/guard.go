@@ -33,9 +33,12 @@ func Go(log *slog.Logger, what string, f func()) {
 
 // Keep is Go for what has to run as long as ctx: after a panic f is called again,
 // after a second, and after longer up to a minute if that happens again and
-// again. When f returns it is not.
-func Keep(ctx context.Context, log *slog.Logger, what string, f func(context.Context)) {
+// again. When f returns it is not. The channel is closed when f is never called
+// again.
+func Keep(ctx context.Context, log *slog.Logger, what string, f func(context.Context)) <-chan struct{} {
+	ended := make(chan struct{})
 	go func() {
+		defer close(ended)
 		pause := firstPause
 		for {
 			began := time.Now()
@@ -55,6 +58,7 @@ func Keep(ctx context.Context, log *slog.Logger, what string, f func(context.Con
 			pause = min(2*pause, maxPause)
 		}
 	}()
+	return ended
 }
 
 // AfterFunc is time.AfterFunc with a function whose panic is logged as that of

@@ -111,7 +111,17 @@ func (p *Program) explainExempt(ctx context.Context, q *Query, t *Table) (by str
 	case v.Reject && !p.spec.Refuses:
 		t.Row("list", "%s says reject, which does not count here", v.By)
 	}
-	if q.HasSender && q.Sender != "" && p.knowsSender() {
+	if p.spec.Phases != nil {
+		return "", false
+	}
+	return p.ExplainMail(ctx, *q, p.Phase, t)
+}
+
+// ExplainMail says whether mail is exempt when a program decides at a phase, 0 for
+// the end, by its sender or recipient. The frame asks for -phase; a program that
+// has phases of its own does so itself in Explain.
+func (p *Program) ExplainMail(ctx context.Context, q Query, at filter.Phase, t *Table) (by string, ok bool) {
+	if q.HasSender && q.Sender != "" && (at == 0 || at >= filter.MailFrom) {
 		pass := false
 		if p.Exempt.SenderNeedsSPF(q.Sender) && p.Resolver != nil {
 			r := p.spf().Check(ctx, spf.Query{Addr: q.Addr, Helo: q.Helo, Sender: q.Sender})
@@ -122,18 +132,13 @@ func (p *Program) explainExempt(ctx context.Context, q *Query, t *Table) (by str
 			return v.By, true
 		}
 	}
-	if q.Rcpt != "" && p.knowsRcpt() {
+	if q.Rcpt != "" && (at == 0 || at >= filter.RcptTo) {
 		if v := p.Exempt.Recipient(q.Rcpt); v.Exempt {
 			return v.By, true
 		}
 	}
 	return "", false
 }
-
-// knowsSender and knowsRcpt report whether they are known when the program
-// decides.
-func (p *Program) knowsSender() bool { return p.Phase == 0 || p.Phase >= filter.MailFrom }
-func (p *Program) knowsRcpt() bool   { return p.Phase == 0 || p.Phase >= filter.RcptTo }
 
 // reverseName returns the name that smtpd would report, and whether it resolves
 // to the address.

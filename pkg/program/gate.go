@@ -49,9 +49,12 @@ type Visit struct {
 	line    []any // of the log, for the first of them
 }
 
+// Refused reports whether a recipient of the transaction was refused, or would have
+// been.
+func (v *Visit) Refused() bool { return v.refused > 0 }
+
 // Handle sets the handlers of the gate.
 func (g *Gate[S]) Handle(f *filter.Filter[S]) {
-	g.spf = g.Program.spf()
 	if g.Phase >= filter.MailFrom {
 		f.OnReport(proto.TxReset, func(s *filter.Session[S], _ *proto.Line) { g.Reset(s) })
 	}
@@ -68,6 +71,32 @@ func (g *Gate[S]) Handle(f *filter.Filter[S]) {
 // not, nothing needs to be looked up for it.
 func (g *Gate[S]) Begin(s *filter.Session[S]) bool {
 	return !g.client(s).Exempt
+}
+
+// Exemption goes on with whether somebody is exempt at a request: the client; from
+// mail-from on the sender; at rcpt-to the recipient, and at data and commit all of
+// them.
+func (g *Gate[S]) Exemption(s *filter.Session[S], r filter.Request, then func(exempt.Verdict) filter.Response) filter.Response {
+	v, from := g.client(s), s.Tx.From
+	if !v.Exempt {
+		switch r.Phase {
+		case filter.MailFrom:
+			from = r.Arg
+			g.Reset(s)
+		case filter.RcptTo:
+			v = g.recipient(s, r.Arg)
+		case filter.Data, filter.Commit:
+			if !g.Visit(s).untold {
+				v = g.Exempt.Recipients(s.Tx.Rcpts)
+			}
+		default:
+			return then(v)
+		}
+	}
+	if v.Exempt {
+		return then(v)
+	}
+	return g.sender(s, from, then)
 }
 
 // client says whether the client is exempt.
@@ -90,7 +119,8 @@ func (g *Gate[S]) Judged(s *filter.Session[S]) bool {
 	return g.Visit(s).judged && !g.client(s).Exempt
 }
 
-// Reset ends what holds for a transaction.
+// Reset ends what holds for a transaction: at tx-reset, and at MAIL FROM, for of
+// one that was refused smtpd tells nothing.
 func (g *Gate[S]) Reset(s *filter.Session[S]) {
 	v := g.Visit(s)
 	if v.refused > 1 {
@@ -156,6 +186,9 @@ func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Ver
 		return keep(g.Exempt.Sender(from, false))
 	}
 	if v.spf == nil {
+		if g.spf == nil {
+			g.spf = g.Program.spf()
+		}
 		q := spf.Query{Addr: s.Src.Addr(), Helo: s.Helo, Sender: from}
 		v.spf = filter.GoTx(s, g.timeout(), func(ctx context.Context) spf.Result { return g.spf.Check(ctx, q) })
 	}
@@ -171,39 +204,50 @@ func (g *Gate[S]) timeout() time.Duration { return cmp.Or(g.Program.Timeout.Valu
 // ones, and there is no tx-mail and tx-rcpt.
 const maxTold = 255
 
-// rcpt answers for one recipient.
-func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
-	if g.client(s).Exempt || g.Exempt.Recipient(r.Arg).Exempt {
-		return filter.Proceed() // the message has its line at data
-	}
-	if len(r.Arg) > maxTold {
+// recipient says whether a recipient is exempt. One that is not, and of which
+// smtpd will not tell, is remembered: the message is not for exempt ones only.
+func (g *Gate[S]) recipient(s *filter.Session[S], addr string) exempt.Verdict {
+	v := g.Exempt.Recipient(addr)
+	if !v.Exempt && len(addr) > maxTold {
 		g.Visit(s).untold = true
 	}
+	return v
+}
+
+// rcpt answers for one recipient.
+func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 	if g.Phase > filter.RcptTo {
+		g.recipient(s, r.Arg)
 		return filter.Proceed()
 	}
-	return g.sender(s, s.Tx.From, func(sender exempt.Verdict) filter.Response {
-		if sender.Exempt {
-			return filter.Proceed()
+	return g.Exemption(s, r, func(v exempt.Verdict) filter.Response {
+		if v.Exempt {
+			return filter.Proceed() // the message has its line at data
 		}
 		return g.Judge(s, r, func(v Verdict) filter.Response {
 			g.Visit(s).judged = true
 			if !v.Action.Refuses() {
 				return filter.Proceed() // the message has its delay, too, at data
 			}
-			v.Rcpt = r.Arg
-			visit := g.Visit(s)
-			if visit.refused++; visit.refused == 1 {
-				visit.line = g.line(v, who(s, v))
-				return Respond(g.Program, s, r, v)
-			}
-			g.Metrics.Decision(v.word()).Inc()
-			if g.DryRun {
-				return filter.Proceed()
-			}
-			return Answer(v)
+			return g.Refuse(s, r, v)
 		})
 	})
+}
+
+// Refuse refuses a recipient. The first one of a transaction is logged; how many
+// more there were, at its end.
+func (g *Gate[S]) Refuse(s *filter.Session[S], r filter.Request, v Verdict) filter.Response {
+	v.Rcpt = r.Arg
+	visit := g.Visit(s)
+	if visit.refused++; visit.refused == 1 {
+		visit.line = g.line(v, who(s, v))
+		return Respond(g.Program, s, r, v)
+	}
+	g.Metrics.Decision(v.word()).Inc()
+	if g.DryRun {
+		return filter.Proceed()
+	}
+	return Answer(v)
 }
 
 // message answers when all recipients are known.
@@ -213,19 +257,13 @@ func (g *Gate[S]) message(s *filter.Session[S], r filter.Request) filter.Respons
 		return filter.Proceed() // it was answered at data
 	}
 	visit.done = true
-	if g.DryRun && visit.refused > 0 {
+	if g.DryRun && visit.Refused() {
 		return filter.Proceed() // all is said
 	}
-	if c := g.client(s); c.Exempt {
-		return Respond(g.Program, s, r, Verdict{By: c.By, Quiet: c.Own})
-	}
-	visit.judged = false
-	if v := g.Exempt.Recipients(s.Tx.Rcpts); v.Exempt && !visit.untold {
-		return Respond(g.Program, s, r, Verdict{By: v.By})
-	}
-	return g.sender(s, s.Tx.From, func(v exempt.Verdict) filter.Response {
+	return g.Exemption(s, r, func(v exempt.Verdict) filter.Response {
 		if v.Exempt {
-			return Respond(g.Program, s, r, Verdict{By: v.By})
+			visit.judged = false
+			return Respond(g.Program, s, r, Verdict{By: v.By, Quiet: v.Own})
 		}
 		return g.judge(s, r, "")
 	})

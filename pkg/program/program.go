@@ -30,7 +30,6 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
@@ -51,6 +50,7 @@ type Spec struct {
 
 	Timeout time.Duration // default of -timeout; 0: no such flag
 	Phase   string        // default of -phase; "": no such flag
+	Phases  []string      // those of -phase, if it has its own: then it sees to it itself where a sender or recipient is exempt
 	Field   string        // the header field of -header; "": no such flag
 	Refuses bool          // the clients of reject lines are refused
 	Looks   bool          // the check explains exempt clients too
@@ -103,10 +103,10 @@ type Program struct {
 	Phase     filter.Phase      // of -phase
 	Header    bool              // -header
 	Trusted   exempt.Networks
-	Operator  bool // it is not smtpd that runs this, but somebody who asks or looks
+	Lists     exempt.Options // what the flags of lists say
+	Operator  bool           // it is not smtpd that runs this, but somebody who asks or looks
 	spec      Spec
 	phase     cli.Phase
-	lists     exempt.Options
 	instance  string
 	check     string // -check
 	args      []string
@@ -186,7 +186,7 @@ func (s Spec) synopsis() []string {
 
 // addFlags adds the flags that all programs have.
 func (p *Program) addFlags() {
-	o := &p.lists
+	o := &p.Lists
 	p.Var((*cli.Strings)(&o.Clients), "allowClients", "never judge the addresses, networks, confirmed names and /expressions/ of names of `FILE`; repeatable")
 	p.Var((*cli.Strings)(&o.Senders), "allowSenders", "never judge mail of the addresses and domains of `FILE`, if SPF passes or after !; repeatable")
 	p.Var((*cli.Strings)(&o.Recipients), "allowRecipients", "never judge mail to the addresses, user@ and domains of `FILE`; repeatable")
@@ -194,8 +194,13 @@ func (p *Program) addFlags() {
 	p.StringVar(&p.instance, "instance", "", "`NAME` in metrics, to tell filters of one kind apart (default the name of the file)")
 	p.StringVar(&p.check, "check", "", "explain `ADDRESS`")
 	if p.spec.Phase != "" {
-		p.phase.Value = p.spec.Phase
-		p.Var(&p.phase, "phase", "decide at `PHASE`: connect, helo, mail-from, rcpt-to or data")
+		p.phase = cli.Phase{Value: p.spec.Phase, Of: p.spec.Phases}
+		words := p.spec.Phases
+		if words == nil {
+			words = cli.Phases()
+		}
+		last := len(words) - 1
+		p.Var(&p.phase, "phase", "decide at `PHASE`: "+strings.Join(words[:last], ", ")+" or "+words[last])
 	}
 	if p.spec.Field != "" {
 		p.BoolVar(&p.Header, "header", false, "add the field "+p.spec.Field+" to each message, and remove others of that name")
@@ -235,12 +240,12 @@ func (p *Program) parse(args []string) error {
 	}
 	p.args = plain
 	p.Operator = p.CheckOnly || len(p.words) > 0
-	p.Phase = phases[p.phase.Value]
+	for at := filter.Connect; at <= filter.Quit; at++ {
+		if at.String() == p.phase.Value {
+			p.Phase = at
+		}
+	}
 	return nil
-}
-
-var phases = map[string]filter.Phase{
-	"connect": filter.Connect, "helo": filter.Helo, "mail-from": filter.MailFrom, "rcpt-to": filter.RcptTo, "data": filter.Data,
 }
 
 // Do has a command carried out instead of a run under smtpd, as if its words stood
@@ -267,13 +272,13 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 		Instance: p.instance, Version: cli.Version(), File: p.Flags.Metrics, DryRun: p.DryRun,
 	})
 	p.Complain = &guard.Complaints{Log: p.Log}
-	p.lists.Trusted, p.lists.Refuses, p.lists.Log = p.Trusted, p.spec.Refuses, p.Log
+	p.Lists.Trusted, p.Lists.Refuses, p.Lists.Log = p.Trusted, p.spec.Refuses, p.Log
 	if p.Operator {
-		p.lists.Log = nil // -n and explain tell what is wrong themselves
+		p.Lists.Log = nil // -n and explain tell what is wrong themselves
 	}
-	p.lists.DefaultRecipients = p.Phase >= filter.RcptTo
+	p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo
 	var errs [2]error
-	p.Exempt, errs[0] = exempt.Open(p.lists)
+	p.Exempt, errs[0] = exempt.Open(p.Lists)
 	if errs[0] == nil {
 		p.Metrics.Files(p.Exempt)
 	}
@@ -282,7 +287,7 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
-	if p.Phase != 0 && p.Phase < filter.RcptTo && len(p.lists.Recipients) > 0 {
+	if p.spec.Phases == nil && p.Phase != 0 && p.Phase < filter.RcptTo && len(p.Lists.Recipients) > 0 {
 		p.Warn("-allowRecipients does nothing with -phase %s: recipients are not known yet", p.phase.Value)
 	}
 	for _, err := range p.Exempt.Warnings() {
@@ -338,13 +343,9 @@ func (p *Program) serve(check Check) int {
 		p.Log.Warn(w)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
-	var ended sync.WaitGroup
+	var tasks []<-chan struct{}
 	beside := func(what string, f func(context.Context)) {
-		ended.Add(1)
-		guard.Keep(ctx, p.Log, what, func(ctx context.Context) {
-			f(ctx)
-			ended.Done()
-		})
+		tasks = append(tasks, guard.Keep(ctx, p.Log, what, f))
 	}
 	beside("lists", func(ctx context.Context) {
 		files := []reload.Watcher{p.Exempt}
@@ -359,12 +360,14 @@ func (p *Program) serve(check Check) int {
 	}
 	status := check.Filter().Serve(p.In, p.out.w)
 	cancel()
-	done := make(chan struct{})
-	guard.Go(p.Log, "end", func() { ended.Wait(); close(done) })
-	select {
-	case <-done:
-	case <-time.After(endTime):
-		p.Log.Warn("not everything could be written before the end", "waited", endTime)
+	late := time.After(endTime)
+	for _, ended := range tasks {
+		select {
+		case <-ended:
+		case <-late:
+			p.Log.Warn("not everything could be written before the end", "waited", endTime)
+			return status
+		}
 	}
 	return status
 }

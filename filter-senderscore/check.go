@@ -1,24 +1,47 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
-	"io"
+	"math"
 	"net/netip"
-	"text/tabwriter"
+	"slices"
 	"time"
 
+	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/senderscore"
 )
 
 // state is what is kept of a session.
 type state struct {
-	lookup *filter.Future[senderscore.Result] // nil: result is there, or there is none
-	result senderscore.Result
-	said   string // the action as last logged
-	headed bool   // in -testMode: the message has its field
+	program.Visit
+	lookup *filter.Future[senderscore.Result] // nil: found is there
+	found  finding
+	said   rank // of what was logged for the session
+	txSaid rank // for the message
+}
+
+// A rank tells what is worse: only that is news for the log.
+type rank byte
+
+const (
+	passed rank = iota + 1
+	junked
+	refused
+)
+
+// logged returns the rank of the worst that was logged.
+func (l *state) logged() rank { return max(l.said, l.txSaid) }
+
+// A finding is what is known of a client.
+type finding struct {
+	senderscore.Result
+	reason, by string
 }
 
 // phases are all at which the filter may be asked.
@@ -27,19 +50,25 @@ var phases = []filter.Phase{
 	filter.MailFrom, filter.RcptTo, filter.Data, filter.Commit, filter.Quit,
 }
 
-// filter returns the filter with its handlers.
-func (c *checker) filter() *filter.Filter[state] {
+// Filter returns the filter with its handlers.
+func (c *check) Filter() program.Runner {
 	opt := filter.Options{
-		Log:      c.log,
-		Metrics:  c.metrics,
-		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
-		Reports:  []proto.Event{proto.LinkConnect, proto.LinkAuth, proto.LinkDisconnect, proto.TxReset},
+		Log: c.Log, Metrics: c.Metrics,
+		// The DNS may be asked twice for one answer.
+		Deadline: max(15*time.Second, 2*c.Timeout.Value+5*time.Second),
+		Reports: []proto.Event{
+			proto.LinkConnect, proto.LinkIdentify, proto.LinkAuth, proto.LinkDisconnect, proto.TxMail, proto.TxRcpt, proto.TxReset,
+		},
 	}
-	if c.flags.testMode {
+	if c.testMode {
 		opt.Reports = []proto.Event{proto.LinkConnect, proto.LinkDisconnect}
 		opt.Strict = true
 	}
 	f := filter.New[state](opt)
+	c.gate = &program.Gate[state]{
+		Program: c.Program,
+		Visit:   func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
+	}
 	f.OnSession(c.begin)
 	for _, p := range phases {
 		if c.needs(p) {
@@ -47,218 +76,241 @@ func (c *checker) filter() *filter.Filter[state] {
 		}
 	}
 	switch {
-	case c.flags.testMode:
-		f.OnDataLine(c.dataLine)
-	case c.flags.header:
-		f.SetHeader("X-SenderScore", c.headerValue)
+	case c.testMode: // every line passes as it is
+		f.AddHeader(spec.Field, c.headerValue)
+		return f
+	case c.Header:
+		f.SetHeader(spec.Field, c.headerValue)
 	}
+	f.OnReport(proto.TxReset, c.reset)
 	return f
 }
 
 // needs reports whether smtpd has to ask at a phase. If an earlier filter of a
-// chain has taken the phase of a decision, it falls at a later one.
-func (c *checker) needs(p filter.Phase) bool {
-	f := c.flags
-	if f.testMode || f.slowFactor > 0 {
+// chain has taken the phase of a decision, it falls at a later one. That a message
+// passes is said at data.
+func (c *check) needs(p filter.Phase) bool {
+	switch {
+	case c.testMode || c.slowFactor > 0 || p == filter.Data || p == filter.Commit:
 		return true
+	case p == c.Phase && c.blockBelow > 0:
+		return true
+	case p == filter.StartTLS || p == filter.Auth || p == filter.Quit:
+		return false // not every client comes by there
 	}
-	if f.blockBelow <= 0 && f.junkBelow <= 0 && !f.header {
-		return p == filter.Connect // for the log
+	header := c.Header && p >= filter.MailFrom
+	return c.blockBelow > 0 && p > c.Phase || c.junkBelow > 0 && p >= c.junkPhase() || header
+}
+
+// junkPhase is from where on mail is junked: at once, for smtpd tells later filters
+// of it; at data if the sender or a recipient may be exempt.
+func (c *check) junkPhase() filter.Phase {
+	if len(c.Lists.Senders) > 0 || len(c.Lists.Recipients) > 0 {
+		return filter.Data
 	}
-	later := p != filter.StartTLS && p != filter.Auth && p != filter.Quit // not every client comes by there
-	block := f.blockBelow > 0 && (p == f.phase || p > f.phase && later)
-	junk := f.junkBelow > 0 && later && p != filter.Commit
-	header := f.header && (p == filter.MailFrom || p == filter.RcptTo || p == filter.Data)
-	return block || junk || header
+	return filter.Connect
 }
 
 // begin looks the score of a new client up, while it still says hello.
-func (c *checker) begin(s *filter.Session[state]) {
-	addr := s.Src.Addr().Unmap()
-	result, why := c.known(addr)
-	s.Local.result = result
+func (c *check) begin(s *filter.Session[state]) {
+	addr := s.Src.Addr()
+	s.Local.found = c.known(addr)
 	switch {
-	case why != "":
-		c.log.Debug(s.ID, "filter", "senderscore", "addr", addr, "score", show(result), "why", why)
-		if addr.Is6() && result.Status != senderscore.Known && !c.saidIPv6 {
-			c.saidIPv6 = true
-			c.log.Info("IPv6 clients have no sender score, they pass")
-		}
-	case !c.flags.testMode:
-		s.Local.lookup = filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) senderscore.Result {
+	case s.Local.found.reason == ipv6:
+		c.sayIPv6.Do(func() { c.Log.Info("IPv6 clients have no sender score, they pass") })
+	case s.Local.found.reason == "" && c.gate.Begin(s):
+		s.Local.lookup = filter.Go(s, c.Timeout.Value, func(ctx context.Context) senderscore.Result {
 			return c.scores.Lookup(ctx, addr)
 		})
 	}
 }
 
-// known returns what is known of an address without a query, and why none is
-// needed.
-func (c *checker) known(addr netip.Addr) (r senderscore.Result, why string) {
-	if m, ok := c.allowlist.Value().Lookup(addr); ok {
-		return senderscore.Result{Status: senderscore.Known, Score: 100}, "allowlist " + m.String()
-	}
-	if c.flags.testMode {
-		if last := addr.AsSlice(); len(last) == 4 && last[3] != 255 {
-			r = senderscore.Result{Status: senderscore.Known, Score: int(last[3])}
-		}
-		return r, ""
-	}
-	if !senderscore.Scored(addr) {
-		return r, "not a public IPv4 address"
-	}
-	return r, ""
+// The reasons of the log that are not those of a lookup.
+const (
+	ipv6    = "ipv6"
+	private = "private"
+)
+
+var reasons = map[senderscore.Status]string{
+	senderscore.Known: "score", senderscore.NoData: "nodata", senderscore.Failed: "error",
+	senderscore.Refused: "unregistered", senderscore.Spent: "quota",
 }
 
-// answer answers at every phase, once the score is there.
-func (c *checker) answer(s *filter.Session[state], r filter.Request) filter.Response {
-	if r.Phase == filter.Data {
-		s.Local.headed = false
+func found(r senderscore.Result) finding { return finding{Result: r, reason: reasons[r.Status]} }
+
+// known returns what is known of an address without a query.
+func (c *check) known(addr netip.Addr) finding {
+	if m, ok := c.allowlist.Value().Lookup(addr); ok {
+		f := found(senderscore.Result{Status: senderscore.Known, Score: 100})
+		f.by = "-allowlist " + m.String()
+		return f
 	}
-	if s.Local.lookup == nil {
-		return c.conclude(s, r.Phase)
-	}
-	return filter.Await(s.Local.lookup, func(res senderscore.Result, err error) filter.Response {
-		if err != nil {
-			res = senderscore.Result{Status: senderscore.Failed, Err: err}
+	switch {
+	case c.testMode:
+		if last := addr.AsSlice(); len(last) == 4 && last[3] != 255 {
+			return found(senderscore.Result{Status: senderscore.Known, Score: int(last[3])})
 		}
-		s.Local.result = res
-		return c.conclude(s, r.Phase)
+		return found(senderscore.Result{Status: senderscore.NoData})
+	case senderscore.Scored(addr):
+		return finding{}
+	case addr.Is6():
+		return finding{reason: ipv6}
+	}
+	return finding{reason: private}
+}
+
+// answer answers at every phase, once it is known who is exempt and what the score
+// is.
+func (c *check) answer(s *filter.Session[state], r filter.Request) filter.Response {
+	if r.Phase == filter.MailFrom {
+		s.Local.txSaid = 0
+	}
+	return c.exempt(s, r, func(v exempt.Verdict) filter.Response {
+		if v.Exempt {
+			return c.pass(s, r, program.Verdict{By: v.By, Quiet: v.Own})
+		}
+		if s.Local.lookup == nil {
+			return c.conclude(s, r)
+		}
+		return filter.Await(s.Local.lookup, func(res senderscore.Result, err error) filter.Response {
+			if err != nil {
+				res = senderscore.Result{Status: senderscore.Failed, Err: err}
+			}
+			s.Local.found = found(res)
+			return c.conclude(s, r)
+		})
 	})
 }
 
-// conclude logs what is done about the client, if that is news, and returns the
-// answer.
-func (c *checker) conclude(s *filter.Session[state], p filter.Phase) filter.Response {
-	res := s.Local.result
-	if res.Status == "" {
-		return filter.Proceed()
+// exempt goes on with whether somebody is exempt. In -testMode only a list makes
+// so, and a client: nobody is asked about senders.
+func (c *check) exempt(s *filter.Session[state], r filter.Request, then func(exempt.Verdict) filter.Response) filter.Response {
+	if !c.testMode {
+		return c.gate.Exemption(s, r, then)
 	}
-	if s.User != "" {
-		c.logAction(s, "proceed", "why", "authenticated")
-		return filter.Proceed()
-	}
-	if res.Status != senderscore.Known {
-		attrs := []any{"why", res.Status}
-		if res.Err != nil {
-			attrs = append(attrs, "err", res.Err)
-		}
-		c.logAction(s, "proceed", attrs...)
-		return filter.Proceed()
-	}
+	v := c.Exempt.Client(program.ClientOf(s))
+	v.Exempt = v.Exempt && !v.Own
+	return then(v)
+}
 
-	r, action := filter.Proceed(), "proceed"
+// conclude does what the score calls for.
+func (c *check) conclude(s *filter.Session[state], r filter.Request) filter.Response {
+	v := c.verdict(s.Local.found, r.Phase)
+	l := &s.Local
+	what := refused
 	switch {
-	case res.Score < c.flags.blockBelow && c.blocksAt(p):
-		r, action = filter.Disconnect(c.flags.reply.Code, c.flags.reply.Enhanced, c.flags.reply.Expand().Text), "disconnect"
-	case res.Score < c.flags.junkBelow && c.junksAt(p):
-		r, action = filter.Junk(), "junk"
+	case v.Action.Name == cli.Junk:
+		what = junked
+	case !v.Action.Refuses():
+		return c.pass(s, r, v)
 	}
-	delay := c.delay(res.Score)
-	var attrs []any
-	if delay > 0 {
-		attrs = append(attrs, "slow", delay)
+	switch {
+	case l.logged() >= what: // smtpd takes junk once; or it is a dry run
+		if what == junked && r.Phase == filter.Commit {
+			v.Action.Name = cli.Proceed
+		}
+		return c.silent(v)
+	case what == refused && r.Phase == filter.RcptTo:
+		if slices.ContainsFunc(s.Tx.Rcpts, func(rcpt string) bool { return c.Exempt.Recipient(rcpt).Exempt }) {
+			v.Action.Name = cli.Refuse // the mail to that one goes on
+		}
+		return c.gate.Refuse(s, r, v)
+	case c.DryRun && l.Refused(): // all is said
+		return filter.Proceed()
+	case r.Phase < filter.MailFrom || r.Phase == filter.MailFrom && what == junked:
+		l.said = what
+	default:
+		l.txSaid = what
 	}
-	if c.flags.DryRun {
-		attrs = append(attrs, "dryRun", true)
-		r, delay = filter.Proceed(), 0
+	return program.Respond(c.Program, s, r, v)
+}
+
+// pass lets pass. A message has its line of the log when all recipients are known.
+func (c *check) pass(s *filter.Session[state], r filter.Request, v program.Verdict) filter.Response {
+	last := r.Phase == filter.Data || r.Phase == filter.Commit
+	if !last || s.Local.logged() >= passed || c.DryRun && s.Local.Refused() {
+		return c.silent(v)
 	}
-	c.logAction(s, action, attrs...)
-	return r.After(delay)
+	s.Local.txSaid = passed
+	return program.Respond(c.Program, s, r, v)
+}
+
+// silent answers without a line of the log.
+func (c *check) silent(v program.Verdict) filter.Response {
+	if c.DryRun {
+		return filter.Proceed()
+	}
+	return program.Answer(v)
+}
+
+// reset ends what holds for a transaction.
+func (c *check) reset(s *filter.Session[state], _ *proto.Line) {
+	s.Local.txSaid = 0
+	c.gate.Reset(s)
+}
+
+// verdict is what is done at a phase about what was found.
+func (c *check) verdict(f finding, p filter.Phase) program.Verdict {
+	v := program.Verdict{Reason: f.reason, By: f.by, Keys: []any{"score", f.shown()}}
+	if f.Err != nil {
+		v.Keys = append(v.Keys, "err", f.Err)
+	}
+	if f.Status != senderscore.Known {
+		return v
+	}
+	v.Action.Delay = c.delay(f.Score)
+	switch {
+	case f.Score < c.blockBelow && c.blocksAt(p):
+		v.Action.Name, v.Reply = cli.Disconnect, c.reply.Value.Expand()
+		v.By = cmp.Or(v.By, fmt.Sprint("-blockBelow ", c.blockBelow))
+	case f.Score < c.junkBelow && c.junksAt(p):
+		v.Action.Name = cli.Junk
+		v.By = cmp.Or(v.By, fmt.Sprint("-junkBelow ", c.junkBelow))
+	}
+	return v
 }
 
 // blocksAt reports whether a client is refused at p: at -blockPhase, or if that
-// was not asked, at the next phase.
-func (c *checker) blocksAt(p filter.Phase) bool {
-	if c.flags.testMode {
-		return p == c.flags.phase
-	}
-	return p == c.flags.phase || p > c.flags.phase && p != filter.Quit
+// was not asked, at the next phase. Who says farewell is left alone.
+func (c *check) blocksAt(p filter.Phase) bool {
+	return p == c.Phase || !c.testMode && p > c.Phase && p != filter.Quit
 }
 
-// junksAt reports whether a client may be junked at p: smtpd takes it once. In
-// -testMode that is at connect only.
-func (c *checker) junksAt(p filter.Phase) bool {
-	if c.flags.testMode {
+// junksAt reports whether a client may be junked at p. In -testMode that is at
+// connect only.
+func (c *check) junksAt(p filter.Phase) bool {
+	if c.testMode {
 		return p == filter.Connect
 	}
-	return p != filter.Commit && p != filter.Quit
+	return p >= c.junkPhase() && p <= filter.Commit
 }
 
-// logAction logs and counts what is done, unless it was said before or is less
-// than was.
-func (c *checker) logAction(s *filter.Session[state], action string, attrs ...any) {
-	if action == s.Local.said || action == "proceed" && s.Local.said != "" {
-		return
+// delay returns how long each answer to a client with a score waits: the part of
+// -slowFactor that the score falls short of 100, in whole milliseconds.
+func (c *check) delay(score int) time.Duration {
+	n := min(c.slowFactor, math.MaxInt/100)
+	if n <= 0 || score >= 100 { // in -testMode a score may be above 100
+		return 0
 	}
-	s.Local.said = action
-	c.metrics.Decision(action).Inc()
-	c.log.Info(s.ID, append([]any{"filter", "senderscore", "action", action,
-		"addr", s.Src.Addr().Unmap(), "score", show(s.Local.result)}, attrs...)...)
+	ms := min(n*(100-score)/100, int(c.slowMax.Value/time.Millisecond))
+	return time.Duration(ms) * time.Millisecond
 }
 
-// show returns a score for people.
-func show(r senderscore.Result) string {
-	if r.Status == senderscore.Known {
-		return fmt.Sprint(r.Score)
+// shown returns a score for people.
+func (f finding) shown() string {
+	if f.Status == senderscore.Known {
+		return fmt.Sprint(f.Score)
 	}
 	return "none"
 }
 
 // headerValue is what X-SenderScore says.
-func (c *checker) headerValue(s *filter.Session[state]) string {
-	if s.Local.result.Status == senderscore.Known {
-		return fmt.Sprint(s.Local.result.Score)
+func (c *check) headerValue(s *filter.Session[state]) string {
+	if !c.Header || s.Local.found.Status != senderscore.Known {
+		return ""
 	}
-	return ""
-}
-
-// dataLine is for -testMode, which passes every line as it is, forged fields
-// too.
-func (c *checker) dataLine(s *filter.Session[state], line []byte, out *filter.Lines) {
-	if v := c.headerValue(s); v != "" && c.flags.header && !s.Local.headed {
-		out.Put([]byte("X-SenderScore: " + v))
+	if !c.testMode && !c.gate.Begin(s) {
+		return "" // it is our own user's
 	}
-	s.Local.headed = true
-	out.Put(line)
-}
-
-// lookup prints what would be done with a client.
-func (c *checker) lookup(addr netip.Addr, stdout io.Writer) error {
-	addr = addr.Unmap()
-	result, why := c.known(addr)
-	if why == "" && !c.flags.testMode {
-		ctx, cancel := context.WithTimeout(context.Background(), c.flags.Timeout.Value)
-		defer cancel()
-		if result = c.scores.Lookup(ctx, addr); result.Status != senderscore.Known {
-			why = string(result.Status)
-		}
-		if result.Err != nil {
-			why += ", " + result.Err.Error()
-		}
-		cancel()
-		c.scores.Run(ctx) // the query counts
-	}
-	w := tabwriter.NewWriter(stdout, 0, 8, 2, ' ', 0)
-	defer w.Flush()
-	fmt.Fprintf(w, "address\t%s\n", addr)
-	score := show(result)
-	if why != "" {
-		score += ": " + why
-	}
-	fmt.Fprintf(w, "score\t%s\n", score)
-	action, delay := "proceed", time.Duration(0)
-	if result.Status == senderscore.Known {
-		delay = c.delay(result.Score)
-		switch {
-		case result.Score < c.flags.blockBelow:
-			action = fmt.Sprintf("disconnect at %s, %s", c.flags.phase, c.flags.reply.Expand())
-		case result.Score < c.flags.junkBelow:
-			action = "junk"
-		}
-	}
-	fmt.Fprintf(w, "action\t%s\n", action)
-	if delay > 0 {
-		fmt.Fprintf(w, "delay\t%s of every answer\n", delay)
-	}
-	return nil
+	return s.Local.found.shown()
 }

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"opensmtpd-filters/pkg/program"
 )
 
 // Whatever links the owner of the directory has put there, -check, run by root,
@@ -51,7 +53,7 @@ func TestRootState(t *testing.T) {
 					t.Fatal(err)
 				}
 				var out, errs bytes.Buffer
-				run([]string{"-stateFile", state, "-resolver", "127.0.0.1:1", "-check", "8.8.8.8"}, &out, &errs)
+				program.Run(spec, []string{"-stateFile", state, "-resolver", "127.0.0.1:1", "-check", "8.8.8.8"}, program.Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
 				if os.Geteuid() != 0 {
 					t.Fatal("not root again")
 				}
@@ -86,7 +88,7 @@ func TestTerminal(t *testing.T) {
 		{"-" + nasty}, {nasty}, {"-check", nasty}, {"-stateFile", dir + "/" + nasty, "-resolver", "127.0.0.1:1", "-check", "8.8.8.8"},
 	} {
 		var out, errs bytes.Buffer
-		run(args, &out, &errs)
+		program.Run(spec, args, program.Streams{In: strings.NewReader(""), Out: &out, Err: &errs})
 		if text := out.String() + errs.String(); strings.ContainsAny(text, "\x1b\x7f\u009b\u202e") || strings.Contains(text, "\xff") {
 			t.Errorf("%q prints %q", args, text)
 		}

@@ -3,11 +3,14 @@ package main
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"opensmtpd-filters/pkg/program"
 )
 
 const (
@@ -123,6 +126,11 @@ func TestTestMode(t *testing.T) {
 		{"-blockBelow 101 -allowlist " + list, "[2001:db8::1]", reply},
 		{"-blockBelow 101 -allowlist " + list, "[2001:db8::2]", "proceed"},
 		{"-blockBelow 20 -dryRun", "1.2.3.19", "proceed"},
+		{"-blockBelow 20 -allowClients " + list, "1.2.3.4", "proceed"},
+		{"-blockBelow 101 -allowClients " + list, "1.2.3.4", "proceed"}, // never judged
+		{"-blockBelow 20", "10.2.3.4", reply},                           // private networks are as others
+		{"-blockBelow 20", "127.0.0.1", reply},
+		{"-blockBelow 20 -phase connect", "1.2.3.4", reply},
 	} {
 		add(tt.args+" "+tt.addr, tt.args, "S1|T|"+tt.want, link(tt.addr), connect(tt.addr))
 	}
@@ -144,6 +152,10 @@ func TestTestMode(t *testing.T) {
 	add("header of each message", "-scoreHeader",
 		"S1|T|proceed\nS1|T|X-SenderScore: 42\nS1|T|one\nS1|T|.\nS1|T|proceed\nS1|T|X-SenderScore: 42\nS1|T|two\nS1|T|.",
 		link("1.2.3.42"), ask("data"), line("one"), line("."), ask("data"), line("two"), line("."))
+	add("header of an empty message", "-scoreHeader", "S1|T|X-SenderScore: 42\nS1|T|.", link("1.2.3.42"), line("."))
+	add("header of an empty message after DATA", "-header", "S1|T|proceed\nS1|T|X-SenderScore: 42\nS1|T|.\nS1|T|X-SenderScore: 42\nS1|T|.",
+		link("1.2.3.42"), ask("data"), line("."), line("."))
+	add("no header of an empty message", "", "S1|T|.", link("1.2.3.42"), line("."))
 	add("header without score", "-scoreHeader", "S1|T|one\nS1|T|.", link("1.2.3.255"), line("one"), line("."))
 	add("order", "-blockBelow 50", "S1|T|"+reply+"\nS2|T|proceed\nS1|T|proceed\nS2|T|proceed",
 		link("1.2.3.42"), strings.Replace(link("1.2.3.52"), "S1", "S2", 1), connect("1.2.3.42"),
@@ -212,11 +224,20 @@ func TestDelay(t *testing.T) {
 		{"-slowFactor 9223372036854775807", 1, "30s"},
 		{"-slowFactor 5000 -slowMax 0", 5, "0s"},
 	} {
-		f := newFlags()
-		if err := f.parse(strings.Fields(tt.args)); err != nil {
-			t.Fatal(err)
+		var c *check
+		s := spec
+		s.New = func(p *program.Program) func() (program.Check, error) {
+			open := newCheck(p)
+			return func() (program.Check, error) {
+				made, err := open()
+				c, _ = made.(*check)
+				return made, err
+			}
 		}
-		if got := (&checker{flags: f}).delay(tt.score).String(); got != tt.want {
+		if program.Run(s, append(strings.Fields(tt.args), "-n", "-stateFile", ""), program.Streams{Out: io.Discard, Err: io.Discard}) != 0 {
+			t.Fatal(tt.args)
+		}
+		if got := c.delay(tt.score).String(); got != tt.want {
 			t.Errorf("%s, score %d: %s, want %s", tt.args, tt.score, got, tt.want)
 		}
 	}

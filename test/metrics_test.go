@@ -45,7 +45,7 @@ func metricsArgs(filter, dir string) (args []string, known bool) {
 		"filter-dnsbl":       {"-blockAt", "1", "-allowClients", list, "zen@zen.example", "KEY.zen.dq.example"},
 		"filter-dyndns":      {"-allowClients", list},
 		"filter-greylist":    {"-store", "memory:", "-allowClients", list},
-		"filter-senderscore": {"-blockBelow", "50", "-stateFile", "", "-allowlist", list},
+		"filter-senderscore": {"-blockBelow", "50", "-stateFile", "", "-allowClients", list},
 	}[filter]
 	return append([]string{"-resolver", "127.0.0.1:9", "-timeout", "50ms"}, args...), known
 }

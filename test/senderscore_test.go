@@ -121,10 +121,10 @@ func TestSenderScoreTutorial(t *testing.T) {
 			src, want, log string
 			least          time.Duration
 		}{
-			{"203.0.113.5", "greeting 550 closed", "action=disconnect", 4750 * time.Millisecond},
+			{"203.0.113.5", "greeting 550 closed", "action=refuse disconnect=true", 4750 * time.Millisecond},
 			{"203.0.113.42", "junk", "action=junk", 6 * 2900 * time.Millisecond}, // greeting, EHLO, MAIL, RCPT, DATA, message
-			{"203.0.113.100", "inbox", "action=proceed", 0},
-			{noScore, "inbox", `why="no data"`, 0},
+			{"203.0.113.100", "inbox", "action=proceed reason=score", 0},
+			{noScore, "inbox", "reason=nodata", 0},
 		}
 		took := make([]time.Duration, len(tests))
 		var wg sync.WaitGroup
@@ -213,6 +213,30 @@ func TestSenderScoreLogin(t *testing.T) {
 	})
 }
 
+// At RCPT TO each recipient is answered by itself; mail to one who is exempt goes
+// on. A sender is exempt with its own address and !.
+func TestSenderScoreExempt(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		serveScores(t)
+		c := senderscore(r, "-blockBelow 10 -blockPhase rcpt-to -junkBelow 70 -allowSenders "+smtpdtest.Dir+"/senders")
+		c.Files = map[string]string{"senders": "!boss@sender.example\n"}
+		s := start(t, c)
+		if got := s.outcome(smtpdtest.Mail{Src: "203.0.113.5", To: "postmaster"}); got != "inbox" {
+			t.Errorf("to postmaster: %s", got)
+		}
+		for src, want := range map[string]string{"203.0.113.5": "RCPT 550 closed", "203.0.113.42": "junk"} {
+			if got := s.outcome(smtpdtest.Mail{Src: src, To: user("bob" + src)}); got != want {
+				t.Errorf("from %s: %s, want %s", src, got, want)
+			}
+			if got := s.outcome(smtpdtest.Mail{Src: src, Sender: "boss@sender.example", To: user("boss" + src)}); got != "inbox" {
+				t.Errorf("from %s, an exempt sender: %s", src, got)
+			}
+		}
+		s.wantScore("203.0.113.5", "action=refuse", "rcpt=<bob203-")
+		s.wantScore("203.0.113.42", "action=proceed", "-allowSenders "+smtpdtest.Dir+"/senders:1")
+	})
+}
+
 // Filters before and after decide too.
 func TestSenderScoreChain(t *testing.T) {
 	other := func(script string) smtpdtest.Filter {
@@ -282,7 +306,7 @@ func TestSenderScoreRefused(t *testing.T) {
 			if got := s.outcome(smtpdtest.Mail{Src: src, To: user(src)}); got != "inbox" {
 				t.Errorf("from %s: %s, want inbox", src, got)
 			}
-			s.wantScore(src, "score=none why=refused")
+			s.wantScore(src, "reason=unregistered", "score=none")
 		}
 		if n := strings.Count(s.Log(), "registered with Validity"); n != 1 {
 			t.Errorf("registration is named %d times", n)
@@ -300,6 +324,6 @@ func TestSenderScoreNoDNS(t *testing.T) {
 		if got := s.outcome(smtpdtest.Mail{Src: "203.0.113.5", To: "bob"}); got != "inbox" {
 			t.Errorf("%s, want inbox", got)
 		}
-		s.wantScore("203.0.113.5", `score=none why="dns trouble"`)
+		s.wantScore("203.0.113.5", "reason=error", "score=none")
 	})
 }

@@ -131,7 +131,7 @@ type Replacement struct {
 
 // BeginReplace makes the file path.tmp that is to replace path, with mode perm
 // whatever the umask. While another process does the same it waits; what a killed
-// one has left is removed after 5 seconds. What is at path, if anything, must be a
+// one has left is removed after 5 seconds, or at once if it is older than 10. What is at path, if anything, must be a
 // regular file and no link.
 //
 // When it is root who does it the file is given to the owner of what it replaces,
@@ -187,6 +187,10 @@ func exclusive(path string, perm fs.FileMode) (*os.File, error) {
 		}
 		if seen == nil || !os.SameFile(fi, seen) {
 			seen, until = fi, time.Now().Add(replaceWait)
+			// Nobody has written to it for long: an end must not wait for that.
+			if old := fi.ModTime().Add(2 * replaceWait); old.Before(until) {
+				until = old
+			}
 		}
 		if time.Now().Before(until) {
 			time.Sleep(replaceStep)

@@ -210,6 +210,15 @@ func TestReplaceTogether(t *testing.T) {
 		if d := time.Since(began); d < replaceWait || d > 2*replaceWait {
 			t.Errorf("waited %v for one that was killed", d)
 		}
+		if _, err := BeginReplace(path, 0o644); err != nil { // and was killed long ago
+			t.Fatal(err)
+		}
+		began = time.Now()
+		must(t, os.Chtimes(path+".tmp", began, began.Add(-time.Minute)))
+		must(t, Replace(path, 0o644, []byte("fourth")))
+		if d := time.Since(began); d != 0 {
+			t.Errorf("waited %v for one that was killed long ago", d)
+		}
 	})
 }
 

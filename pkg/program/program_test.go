@@ -228,6 +228,43 @@ func TestOwnPhases(t *testing.T) {
 	}
 }
 
+// A hundred recipients have a hundred answers, each its own, and two lines of the
+// log; two sessions do not mix.
+func TestManyRecipients(t *testing.T) {
+	files(t)
+	in := "config|ready\n"
+	for _, id := range []string{"7641df9771b4ed00", "4c04727b7583d924"} {
+		in += "report|0.7|1.0|smtp-in|link-connect|" + id + "|<unknown>|fail|203.0.113.5:40000|192.0.2.25:25\n" +
+			"report|0.7|1.1|smtp-in|link-identify|" + id + "|EHLO|pc\n" +
+			"report|0.7|1.2|smtp-in|tx-mail|" + id + "|b0000001|ok|a@sender.example\n"
+	}
+	for i := range 100 {
+		for _, id := range []string{"7641df9771b4ed00", "4c04727b7583d924"} {
+			rcpt := fmt.Sprintf("user%d@example.org", i)
+			if i%10 == 3 {
+				rcpt = "Postmaster@example.org"
+			}
+			in += "filter|0.7|1.3|smtp-in|rcpt-to|" + id + "|1ef1c203cc576e5d|" + rcpt + "\n"
+		}
+	}
+	for _, id := range []string{"7641df9771b4ed00", "4c04727b7583d924"} {
+		in += "report|0.7|1.4|smtp-in|tx-reset|" + id + "|b0000001\n"
+	}
+	var out, errs bytes.Buffer
+	status := program.Run(spec, []string{"-commonList", "", "-resolver", "127.0.0.1:1", "-phase", "rcpt-to", "-short", "refuse"},
+		program.Streams{In: strings.NewReader(in), Out: &out, Err: &errs})
+	refused, passed := strings.Count(out.String(), "|reject|550 5.7.1 "), strings.Count(out.String(), "|proceed\n")
+	if status != 0 || refused != 180 || passed != 20 {
+		t.Errorf("status %d, %d refused, %d passed", status, refused, passed)
+	}
+	for _, id := range []string{"7641df9771b4ed00", "4c04727b7583d924"} {
+		line := id + " filter=helo action=refuse reason=short addr=203.0.113.5 name=- from=<a@sender.example> rcpt=<user0@example.org> helo=pc"
+		if !strings.Contains(errs.String(), line+"\n") || !strings.Contains(errs.String(), line+" more=89\n") || strings.Count(errs.String(), "\n") != 4 {
+			t.Errorf("log\n%s", &errs)
+		}
+	}
+}
+
 // The end waits for what is written then, but not for ever.
 func TestEnd(t *testing.T) {
 	files(t)

@@ -205,9 +205,9 @@ func attempt(i int, t time.Time) greylist.Attempt {
 	net := 11<<16 + i
 	return greylist.Attempt{
 		Time:   t,
-		Addr:   netip.AddrFrom4([4]byte{byte(net >> 16), byte(net >> 8), byte(net), byte(1 + i%250)}),
+		Client: greylist.Client{Addr: netip.AddrFrom4([4]byte{byte(net >> 16), byte(net >> 8), byte(net), byte(1 + i%250)}), Class: greylist.NoName},
 		Sender: "someone." + letters(i) + "@sender.example",
-		Rcpt:   "somebody@rcpt.example",
+		Rcpts:  []string{"somebody@rcpt.example"},
 	}
 }
 
@@ -292,10 +292,10 @@ func (f *greyFilter) line() (string, error) {
 func (f *greyFilter) send(i int) {
 	now := f.now()
 	a := attempt(i, time.Time{})
-	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|link-connect|%016x|<unknown>|fail|%s:4711|192.0.2.25:25\n", now, i, a.Addr)
+	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|link-connect|%016x|<unknown>|fail|%s:4711|192.0.2.25:25\n", now, i, a.Client.Addr)
 	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|tx-begin|%016x|%08x\n", now, i, i)
 	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|tx-mail|%016x|%08x|ok|%s\n", now, i, i, a.Sender)
-	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|tx-rcpt|%016x|%08x|ok|%s\n", now, i, i, a.Rcpt)
+	fmt.Fprintf(f.in, "report|0.7|%s|smtp-in|tx-rcpt|%016x|%08x|ok|%s\n", now, i, i, a.Rcpts[0])
 	fmt.Fprintf(f.in, "filter|0.7|%s|smtp-in|data|%016x|a9b73e08bf78d91d|\n", now, i)
 }
 

@@ -134,7 +134,7 @@ type postgreyConn struct {
 func (c *postgreyConn) send(i int) {
 	a := attempt(i, time.Time{})
 	fmt.Fprintf(c.in, "request=smtpd_access_policy\nprotocol_state=RCPT\nprotocol_name=ESMTP\nclient_address=%s\nclient_name=unknown\n"+
-		"sender=%s\nrecipient=%s\ninstance=%x\n\n", a.Addr, a.Sender, a.Rcpt, i)
+		"sender=%s\nrecipient=%s\ninstance=%x\n\n", a.Client.Addr, a.Sender, a.Rcpts[0], i)
 	c.open = append(c.open, i)
 }
 

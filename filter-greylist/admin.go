@@ -135,17 +135,16 @@ func (o *operator) listFiles(asJSON bool) error {
 	return w.Flush()
 }
 
-// wanted reports whether list shows a record. What only counts is for export.
+// wanted reports whether list shows a record. What is only counted or noted is for
+// export.
 func wanted(e greylist.Entry, what string) bool {
-	switch kind := e.Key.Kind(); {
-	case kind == greylist.KindQuota:
+	switch e.Key.Kind() {
+	case greylist.KindClient, greylist.KindWriter, greylist.KindVouched, greylist.KindOurs:
 		return false
-	case what == "":
-		return true
-	case what == "pair" || kind == greylist.KindPair:
-		return what == "pair" && kind == greylist.KindPair
+	case greylist.KindPair, greylist.KindLearned, greylist.KindReply:
+		return what == "" || what == "pair"
 	}
-	return e.Record.State.String() == what
+	return what == "" || e.Record.State.String() == what
 }
 
 // records returns the records that list shows and that have not expired.
@@ -426,6 +425,7 @@ func (o *operator) stats(ctx context.Context, asJSON bool) error {
 	var b bytes.Buffer
 	printRecords(&b, s.Records)
 	printReasons(&b, s.Reasons)
+	printMarks(&b, s.Marks)
 	printDelays(&b, s.Delays, bounds)
 	o.printSilent(&b, s.Silent)
 	_, err = o.out.Write(b.Bytes())
@@ -434,7 +434,7 @@ func (o *operator) stats(ctx context.Context, asJSON bool) error {
 
 func printRecords(w io.Writer, records map[string]map[string]int64) {
 	fmt.Fprintf(w, "%12s %10s  records of\n", "grey", "pass")
-	for kind := greylist.KindOrigin; kind <= greylist.KindTrap; kind++ {
+	for _, kind := range greylist.Kinds() {
 		n := records[kind.String()]
 		fmt.Fprintf(w, "%12d %10d  %s\n", n["grey"], n["pass"], kindTexts[kind])
 	}
@@ -444,19 +444,27 @@ var kindTexts = map[greylist.Kind]string{
 	greylist.KindOrigin:  "addresses and domains",
 	greylist.KindAttempt: "origin, sender and recipient",
 	greylist.KindPair:    "sender and recipient",
-	greylist.KindNetwork: "networks as a whole",
-	greylist.KindQuota:   "networks with new attempts",
 	greylist.KindTrap:    "addresses that wrote to a trap",
+	greylist.KindClient:  "clients whose attempts are counted",
+	greylist.KindVouched: "clients and domains vouched for",
+	greylist.KindLearned: "people to whom our users have written",
+	greylist.KindExpect:  "what is expected",
+	greylist.KindReply:   "domains from which our users expect answers",
+	greylist.KindOurs:    "domains of ours",
+	greylist.KindWriter:  "users who have written today",
 }
 
 var reasonTexts = map[greylist.Reason]string{
-	greylist.Unseen:  "refused, not seen before",
-	greylist.Early:   "refused, came again too early",
-	greylist.Late:    "refused, came again too late",
-	greylist.Trapped: "refused, wrote to a trap",
-	greylist.Retry:   "accepted, came again",
-	greylist.Known:   "accepted, came again before",
-	greylist.Paired:  "accepted, sender and recipient know each other",
+	greylist.Unseen:   "refused, not seen before",
+	greylist.Early:    "refused, came again too early",
+	greylist.Late:     "refused, came again too late",
+	greylist.Trapped:  "refused, wrote to a trap",
+	greylist.Retry:    "accepted, came again",
+	greylist.Known:    "accepted, came again before",
+	greylist.Paired:   "accepted, sender and recipient know each other",
+	greylist.Expected: "accepted, expected",
+	greylist.Vouched:  "accepted, vouched for",
+	greylist.Exempted: "accepted, on a list",
 }
 
 func printReasons(w io.Writer, reasons map[greylist.Reason]int64) {
@@ -466,7 +474,21 @@ func printReasons(w io.Writer, reasons map[greylist.Reason]int64) {
 	}
 	fmt.Fprintf(w, "\ndecisions: %d\n", sum)
 	for _, r := range greylist.Reasons() {
-		fmt.Fprintf(w, "%12d %6s  %-8s%s\n", reasons[r], percent(reasons[r], sum), r, reasonTexts[r])
+		fmt.Fprintf(w, "%12d %6s  %-9s%s\n", reasons[r], percent(reasons[r], sum), r, reasonTexts[r])
+	}
+}
+
+// printMarks says why mail was not vouched for.
+func printMarks(w io.Writer, marks map[greylist.Mark]int64) {
+	var sum int64
+	for _, n := range marks {
+		sum += n
+	}
+	fmt.Fprintf(w, "\nnot vouched for: %d\n", sum)
+	for _, m := range greylist.Marks() {
+		if n := marks[m]; n > 0 {
+			fmt.Fprintf(w, "%12d %6s  %s\n", n, percent(n, sum), m)
+		}
 	}
 }
 

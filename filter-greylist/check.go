@@ -42,6 +42,11 @@ const learnTimeout = 5 * time.Second
 type state struct {
 	host   string // as smtpd greets
 	spf    *filter.Future[spf.Result]
+	client *filter.Future[greylist.Client] // nil if who is known, or nobody has asked
+	who    greylist.Client
+	known  bool
+	junked scope
+	trap   string // the line of -trap that the transaction has met, if it springs it only at DATA
 	header string // what X-Greylist says of the present message
 }
 
@@ -53,6 +58,8 @@ func (c *checker) filter() *filter.Filter[state] {
 	})
 	f.OnReport(proto.TxMail, c.mailed)
 	f.OnReport(proto.TxReset, c.ended)
+	f.OnReport(proto.FilterResponse, c.taken)
+	f.OnReport(proto.TxRcpt, c.accepted)
 	if len(c.flags.traps) > 0 {
 		f.On(filter.RcptTo, c.trap)
 	}
@@ -74,7 +81,11 @@ func (c *checker) greeted(s *filter.Session[state], l *proto.Line) {
 // mailed begins a transaction: while the client names its recipients, the DNS is
 // asked about the sender.
 func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
-	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok || c.flags.spf == "off" || s.Tx.ID == "" {
+	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok || s.Tx.ID == "" {
+		return
+	}
+	c.client(s)
+	if c.flags.spf == "off" {
 		return
 	}
 	addr, from, helo := s.Src.Addr(), s.Tx.From, s.Helo
@@ -85,7 +96,10 @@ func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
 
 // ended forgets a transaction: of the next smtpd may not tell, see decide.
 func (c *checker) ended(s *filter.Session[state], _ *proto.Line) {
-	s.Local.spf, s.Local.header = nil, ""
+	s.Local.spf, s.Local.header, s.Local.trap = nil, "", ""
+	if s.Local.junked == transaction {
+		s.Local.junked = nothing
+	}
 }
 
 // ours reports whether it is for us to deliver what a client sends.
@@ -157,6 +171,9 @@ func (c *checker) exemptRcpt(rcpt string) (why string, ok bool) {
 // decide answers when the envelope is known.
 func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Response {
 	c.saw(s.Time())
+	if _, ok := c.ours(s.Src.Addr(), s.User); !ok {
+		c.nat.saw(s.Src.Addr(), false, s.Time())
+	}
 	if word, why, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
 		return c.letPass(s, word, why)
 	}
@@ -174,15 +191,17 @@ func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Re
 		// nobody shall pass by writing long ones.
 		rcpts = []string{""}
 	}
-	return c.withSPF(s, func(r spf.Result) filter.Response {
+	return c.withAttempt(s, rcpts, func(a greylist.Attempt, r spf.Result) filter.Response {
 		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, r); ok {
 			return c.letPass(s, word, why)
 		}
-		a := attempt(s, rcpts[0], r)
 		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
 			return c.greylist.Decide(ctx, a)
 		}, func(d greylist.Decision) filter.Response {
-			return c.conclude(s, d, "spf", c.shownSPF(r))
+			if d.Reason == greylist.Trapped && s.Local.trap != "" {
+				return c.conclude(s, a, d, "spf", c.shownSPF(r), "by", "-trap "+s.Local.trap)
+			}
+			return c.conclude(s, a, d, "spf", c.shownSPF(r))
 		})
 	})
 }
@@ -227,10 +246,6 @@ func origin(r spf.Result) string {
 	return r.Domain
 }
 
-func attempt(s *filter.Session[state], rcpt string, r spf.Result) greylist.Attempt {
-	return greylist.Attempt{Time: s.Time(), Addr: s.Src.Addr(), Sender: s.Tx.From, Rcpt: rcpt, SPF: origin(r)}
-}
-
 // saw takes note of the time of a line. A clock that was ahead, and was put
 // right, must not make all that is new look old.
 func (c *checker) saw(t time.Time) {
@@ -238,14 +253,21 @@ func (c *checker) saw(t time.Time) {
 }
 
 // conclude logs a decision and returns the answer.
-func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more ...any) filter.Response {
+func (c *checker) conclude(s *filter.Session[state], a greylist.Attempt, d greylist.Decision, more ...any) filter.Response {
 	action := "refuse"
 	if d.Accept {
 		action = "accept"
 	}
 	c.metrics.Decision(action).Inc()
-	attrs := []any{"filter", "greylist", "action", action, "reason", d.Reason, "addr", s.Src.Addr(),
-		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt, "origin", d.Origin}
+	attrs := []any{"filter", "greylist", "action", action, "reason", d.Reason, "addr", s.Src.Addr(), "name", a.Client.Shown,
+		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt}
+	if d.Suspect != greylist.Proper {
+		attrs = append(attrs, "suspect", d.Suspect)
+	}
+	attrs = append(attrs, "origin", d.Origin)
+	if d.By != "" {
+		attrs = append(attrs, "by", d.By)
+	}
 	if !d.Accept {
 		attrs = append(attrs, "left", seconds(d.Left))
 	}
@@ -256,7 +278,7 @@ func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more .
 		attrs = append(attrs, "tries", d.Tries)
 	}
 	if d.Crowded {
-		attrs = append(attrs, "note", "network over -maxPerNet")
+		attrs = append(attrs, "note", "client over -maxPerClient")
 	}
 	attrs = append(attrs, more...)
 	if c.flags.DryRun {
@@ -266,6 +288,10 @@ func (c *checker) conclude(s *filter.Session[state], d greylist.Decision, more .
 	switch {
 	case d.First:
 		c.setHeader(s, fmt.Sprintf("delayed %d seconds", int64(d.Delay/time.Second)))
+	case d.Reason == greylist.Vouched:
+		c.setHeader(s, "not delayed (vouched for by "+d.By+")")
+	case d.Reason == greylist.Expected:
+		c.setHeader(s, "not delayed (expected)")
 	case d.Reason == greylist.Paired:
 		c.setHeader(s, "not delayed (sender is known)")
 	case d.Accept:
@@ -303,6 +329,9 @@ func (c *checker) letPass(s *filter.Session[state], word, why string) filter.Res
 	c.metrics.Counter(exemptTotal, word).Inc()
 	attrs := []any{"filter", "greylist", "action", "proceed", "addr", addrOf(s), "from", "<" + s.Tx.From + ">", "why", why}
 	if word == "ours" {
+		if a := s.Src.Addr(); a.IsValid() && s.User == "" && c.nat.saw(a, a.IsPrivate() || a.IsLoopback(), s.Time()) {
+			c.log.Warn("all clients have one private address, so nothing is greylisted: smtpd does not see who they are; have the addresses handed on, or see -trusted none", "addr", a)
+		}
 		c.log.Debug(s.ID, attrs...)
 		return filter.Proceed()
 	}
@@ -364,25 +393,24 @@ func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Resp
 		return filter.Proceed()
 	}
 	c.saw(s.Time())
-	return c.withSPF(s, func(r spf.Result) filter.Response {
+	return c.withAttempt(s, []string{req.Arg}, func(a greylist.Attempt, r spf.Result) filter.Response {
 		if _, _, ok := c.exemptSender(s.Tx.From, r); ok {
 			return filter.Proceed()
 		}
-		a := attempt(s, req.Arg, r)
-		return ask(c, s, func(ctx context.Context) (bool, error) {
+		// A mail server may verify a sender, for which it goes no further.
+		if a.Client.Name != "" && a.Client.Class == greylist.Proper {
+			s.Local.trap = at.String()
+			return filter.Proceed()
+		}
+		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
 			return c.greylist.Trap(ctx, a)
-		}, func(hit bool) filter.Response {
-			if !hit {
+		}, func(d greylist.Decision) filter.Response {
+			if d.Accept {
 				return filter.Proceed()
 			}
-			return c.conclude(s, trapped(a), "why", "-trap "+at.String())
+			return c.conclude(s, a, d, "by", "-trap "+at.String())
 		})
 	})
-}
-
-// trapped is the decision on an attempt to write to a trap.
-func trapped(a greylist.Attempt) greylist.Decision {
-	return greylist.Decision{Reason: greylist.Trapped, Left: trapTime, Origin: a.Addr.String(), Rcpt: greylist.NormalizeRcpt(a.Rcpt)}
 }
 
 // committed learns to whom our users write.
@@ -391,15 +419,16 @@ func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
 		return
 	}
 	c.saw(s.Time())
-	id, t, from, rcpts := s.ID, s.Time(), s.Tx.From, s.Tx.Rcpts
+	id, from := s.ID, s.Tx.From
+	l := greylist.Letter{Time: s.Time(), From: from, To: s.Tx.Rcpts, Relayed: !s.Unix() && s.User == ""}
 	filter.GoOn(s, learnTimeout, func(ctx context.Context) error {
-		err := c.greylist.Learn(ctx, t, from, rcpts)
+		n, err := c.greylist.Learn(ctx, l)
 		if err != nil {
 			c.metrics.Counter(storeErrorsTotal).Inc()
 			c.trouble.Say(slog.LevelWarn, "store", id, "filter", "greylist", "why", "recipients not learned", "err", err)
 			return err
 		}
-		c.log.Debug(id, "filter", "greylist", "learned", len(rcpts), "from", "<"+from+">")
+		c.log.Debug(id, "filter", "greylist", "learned", n, "from", "<"+from+">")
 		return nil
 	})
 }

@@ -47,6 +47,7 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	} else {
 		row("name", "%s, which is not at that address", clean(name))
 	}
+	who := c.judge(ctx, addr, name, fcrdns)
 	if _, why, ok := c.exempt(addr, "", name, fcrdns); ok {
 		row("answer", "let through, never greylisted: %s", why)
 		return nil
@@ -64,10 +65,18 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 		row("answer", "let through, never greylisted: %s", why)
 		return nil
 	}
-	a := greylist.Attempt{Time: time.Now(), Addr: addr, Sender: from, Rcpt: rcpt, SPF: origin(r)}
+	a := greylist.Attempt{
+		Time: time.Now(), Client: who, Helo: helo, Sender: from, Rcpts: []string{rcpt},
+		SPF: spfOf(r, c.flags.spf), Trap: trap,
+	}
 	d, entries, err := c.greylist.Explain(ctx, a)
 	if err != nil {
 		return fmt.Errorf("explain: %w", err)
+	}
+	if d.Suspect == greylist.Proper {
+		row("suspect", "no")
+	} else {
+		row("suspect", "%s", d.Suspect)
 	}
 	row("origins", "%s", strings.Join(d.Origins, " "))
 	row("sender", "%s", clean(d.Sender))
@@ -78,9 +87,6 @@ func (c *checker) explain(args []string, stdout io.Writer) error {
 	}
 	if len(entries) == 0 {
 		row("record", "none")
-	}
-	if trap && from != "" && d.Key.Kind() != greylist.KindOrigin {
-		d = trapped(a)
 	}
 	if d.Accept {
 		row("answer", "let through: %s, by %s", meaning[d.Reason], d.Origin)
@@ -113,11 +119,14 @@ func shownTime(ms int64) string { return time.UnixMilli(ms).Format("2006-01-02 1
 
 // meaning says in words what a reason is.
 var meaning = map[greylist.Reason]string{
-	greylist.Unseen:  "not seen before",
-	greylist.Early:   "seen, but -passtime has not passed",
-	greylist.Late:    "seen, but longer ago than -greyexp, so it counts as new",
-	greylist.Trapped: "the client has written to a trap",
-	greylist.Retry:   "the retry that was waited for",
-	greylist.Known:   "known",
-	greylist.Paired:  "sender and recipient are known to each other",
+	greylist.Unseen:   "not seen before",
+	greylist.Early:    "seen, but -passtime has not passed",
+	greylist.Late:     "seen, but longer ago than -greyexp, so it counts as new",
+	greylist.Trapped:  "the client has written to a trap",
+	greylist.Exempted: "on a list",
+	greylist.Vouched:  "vouched for",
+	greylist.Expected: "expected",
+	greylist.Retry:    "the retry that was waited for",
+	greylist.Known:    "known",
+	greylist.Paired:   "sender and recipient are known to each other",
 }

@@ -17,12 +17,12 @@ import (
 // flags are those of the command line.
 type flags struct {
 	*cli.Flags
-	store, keyFile, phaseName, spf, replyText             string
-	storeAddresses, learn, header                         bool
-	passTime, greyExp, whiteExp, pairSpan                 cli.Duration
-	mask4, mask6, pairTries, pairNets, maxGrey, maxPerNet int
-	allowClients, allowSenders, allowRecipients           cli.Strings
-	onlyRecipients, traps                                 cli.Strings
+	store, keyFile, phaseName, who, spf, replyText           string
+	storeAddresses, learn, header                            bool
+	passTime, greyExp, whiteExp, pairSpan                    cli.Duration
+	mask4, mask6, pairTries, pairNets, maxGrey, maxPerClient int
+	allowClients, allowSenders, allowRecipients              cli.Strings
+	onlyRecipients, traps                                    cli.Strings
 
 	phase    filter.Phase
 	reply    cli.Reply
@@ -57,6 +57,7 @@ func newFlags() *flags {
 	f.Var(&f.greyExp, "greyexp", "count a retry as a first attempt after `TIME`")
 	f.Var(&f.whiteExp, "whiteexp", "forget who has passed after `TIME` without mail")
 	f.StringVar(&f.phaseName, "phase", "data", "decide at `PHASE`: data, when unknown recipients have been refused, or rcpt-to")
+	f.StringVar(&f.who, "who", "suspects", "who waits: `WHO` is suspects, whose mail cannot be vouched for, or all")
 	f.IntVar(&f.mask4, "mask4", 24, "`BITS` of the network that stands for an IPv4 address")
 	f.IntVar(&f.mask6, "mask6", 64, "`BITS` of the network that stands for an IPv6 address")
 	f.StringVar(&f.spf, "spf", "group", "what SPF is for: with `MODE` group the addresses that pass for a domain are one origin, with skip they are not greylisted; off")
@@ -72,8 +73,8 @@ func newFlags() *flags {
 	f.BoolVar(&f.learn, "learn", true, "let through at once what those answer to whom users of this server have written")
 	f.StringVar(&f.replyText, "reply", "451 4.7.1 Greylisted, please try again in %s seconds", "refuse with `TEXT`; %s seconds left, %m minutes, %i address, %o origin, %d domain of the recipient")
 	f.BoolVar(&f.header, "header", false, "add the field X-Greylist to each message, and remove others of that name")
-	f.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most, the newest")
-	f.IntVar(&f.maxPerNet, "maxPerNet", 256, "after about `N` new attempts within -greyexp treat a network as a whole")
+	f.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most; past that those of the network with most go")
+	f.IntVar(&f.maxPerClient, "maxPerClient", 64, "while more than `N` attempts of an address wait, a retry does not free it")
 	return f
 }
 
@@ -90,6 +91,9 @@ func (f *flags) parse(args []string) error {
 		if v < low || v > high {
 			bad("-%s %d: not from %d to %d", name, v, low, high)
 		}
+	}
+	if f.who != "suspects" && f.who != "all" {
+		bad("-who %s: not one of suspects, all", f.who)
 	}
 	switch f.phaseName {
 	case "data":
@@ -110,7 +114,7 @@ func (f *flags) parse(args []string) error {
 	between("pairTries", f.pairTries, 0, 1000)
 	between("pairNets", f.pairNets, 1, 8)
 	between("maxGrey", f.maxGrey, 1000, 1<<30)
-	between("maxPerNet", f.maxPerNet, 1, 1<<30)
+	between("maxPerClient", f.maxPerClient, 1, 1<<30)
 	var err error
 	if f.reply, err = cli.ParseReply(f.replyText, "smiod"); err != nil {
 		bad("-reply %q: %w", f.replyText, err)

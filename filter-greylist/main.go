@@ -82,6 +82,7 @@ type checker struct {
 	restore  func()                      // root's rights, if they were given up
 	lists    func() ([]listEntry, error) // of the command
 	trouble  guard.Complaints
+	nat      nat
 	latest   atomic.Int64 // time of the last line that mattered, microseconds since the epoch
 
 	clients *reload.File[exempt.Clients]
@@ -122,7 +123,7 @@ func newChecker(f *flags, log *slog.Logger) (*checker, error) {
 	o := greylist.Options{
 		Policy: greylist.Policy{
 			PassTime: f.passTime.Value, GreyExp: f.greyExp.Value, WhiteExp: f.whiteExp.Value, TrapTime: trapTime,
-			Mask4: f.mask4, Mask6: f.mask6, MaxPerNet: f.maxPerNet,
+			Mask4: f.mask4, Mask6: f.mask6, MaxPerClient: f.maxPerClient, All: f.who == "all",
 			PairTries: f.pairTries, PairNets: f.pairNets, PairSpan: f.pairSpan.Value,
 		},
 		Clear:   f.storeAddresses,

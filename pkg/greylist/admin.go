@@ -16,13 +16,9 @@ func (g *Greylist) All(ctx context.Context) iter.Seq2[Entry, error] {
 func (g *Greylist) Times(t time.Time, e Entry) (passes, expires time.Time) {
 	r := e.Record
 	r.clamp(t.UnixMilli())
-	first := time.UnixMilli(r.First)
 	kind := e.Key.Kind()
-	switch {
-	case r.State == Pass:
-		return time.Time{}, time.UnixMilli(r.Last).Add(g.policy.WhiteExp)
-	case kind == KindAttempt || kind == KindNetwork:
-		passes = first.Add(g.policy.PassTime)
+	if kind == KindAttempt && r.State == Grey {
+		passes = time.UnixMilli(r.First).Add(g.policy.PassTime)
 	}
-	return passes, first.Add(time.Duration(g.life(kind)) * time.Millisecond)
+	return passes, time.UnixMilli(g.policy.expiry(kind, r))
 }

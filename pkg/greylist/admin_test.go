@@ -20,10 +20,11 @@ func TestTimes(t *testing.T) {
 		passes, expires time.Duration
 	}{
 		{KindAttempt, Grey, 0, 5 * time.Minute, time.Minute, time.Hour},
-		{KindNetwork, Grey, 0, 5 * time.Minute, time.Minute, time.Hour},
 		{KindPair, Grey, 0, 5 * time.Minute, never, time.Hour},
 		{KindTrap, Grey, 0, 5 * time.Minute, never, 2 * time.Hour},
-		{KindQuota, Grey, 0, 5 * time.Minute, never, time.Hour},
+		{KindClient, Grey, 0, 5 * time.Minute, never, 65 * time.Minute},
+		{KindLearned, Pass, 0, 5 * time.Minute, never, 24*time.Hour + 5*time.Minute},
+		{KindReply, Pass, 0, 5 * time.Minute, never, 7*24*time.Hour + 5*time.Minute},
 		{KindAttempt, Pass, 0, 5 * time.Minute, never, 24*time.Hour + 5*time.Minute},
 		{KindOrigin, Pass, 0, 5 * time.Minute, never, 24*time.Hour + 5*time.Minute},
 		{KindAttempt, Grey, 48 * time.Hour, 48 * time.Hour, 11 * time.Minute, 70 * time.Minute}, // a clock was wrong
@@ -57,9 +58,9 @@ func TestDelete(t *testing.T) {
 	} {
 		g := New(Options{Clear: true})
 		attempts := map[string]Attempt{
-			"known": {Addr: netip.MustParseAddr("198.51.100.7"), Sender: "alice@pool.example", Rcpt: "bob@example.org", SPF: "pool.example"},
-			"waits": {Addr: netip.MustParseAddr("198.51.100.9"), Sender: "carol@x.example", Rcpt: "bob@example.org"},
-			"other": {Addr: netip.MustParseAddr("203.0.113.9"), Sender: "carol@y.example", Rcpt: "bob@example.org"},
+			"known": {Client: Client{Addr: netip.MustParseAddr("198.51.100.7"), Class: NoName}, Sender: "alice@pool.example", Rcpts: []string{"bob@example.org"}, SPF: SPFResult{Status: SPFPass, Domain: "pool.example", Frees: true}},
+			"waits": {Client: Client{Addr: netip.MustParseAddr("198.51.100.9"), Class: NoName}, Sender: "carol@x.example", Rcpts: []string{"bob@example.org"}},
+			"other": {Client: Client{Addr: netip.MustParseAddr("203.0.113.9"), Class: NoName}, Sender: "carol@y.example", Rcpts: []string{"bob@example.org"}},
 		}
 		decide := func(name string, at time.Duration) Decision {
 			a := attempts[name]
@@ -109,7 +110,7 @@ func TestRunBroken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var out strings.Builder
 		g := New(Options{Store: brokenStore{NewMemory(0)}})
-		if _, err := g.Decide(t.Context(), Attempt{Time: epoch, Addr: netip.MustParseAddr("192.0.2.1")}); err != nil {
+		if _, err := g.Decide(t.Context(), Attempt{Time: epoch, Client: Client{Addr: netip.MustParseAddr("192.0.2.1")}}); err != nil {
 			t.Fatal(err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
@@ -126,17 +127,17 @@ func TestRunBroken(t *testing.T) {
 // An attempt that expires without a retry is said, once.
 func TestUnretried(t *testing.T) {
 	for clear, want := range map[bool]string{
-		true:  "msg=\"no retry\" origin=net:198.51.100.0/24 from=<a@x.example> rcpt=b@example.org tries=2 first=2024-02-28T23:00:00Z",
-		false: "msg=\"no retry\" key=",
+		true:  "msg=\"filter=greylist\" event=noretry addr=198.51.100.7 name=- from=<a@x.example> rcpt=<b@example.org> origin=net:198.51.100.0/24 tries=2 first=2024-02-28T23:00:00Z",
+		false: "msg=\"filter=greylist\" event=noretry key=",
 	} {
 		var out strings.Builder
 		log := slog.New(slog.NewTextHandler(&out, nil))
 		g := New(Options{Clear: clear})
 		for _, a := range []Attempt{
-			{Time: epoch, Addr: netip.MustParseAddr("198.51.100.7"), Sender: "a@x.example", Rcpt: "b@example.org"},
-			{Time: epoch.Add(time.Second), Addr: netip.MustParseAddr("198.51.100.8"), Sender: "a@x.example", Rcpt: "b@example.org"},
-			{Time: epoch, Addr: netip.MustParseAddr("203.0.113.7"), Sender: "a@y.example", Rcpt: "b@example.org"},
-			{Time: epoch.Add(time.Minute), Addr: netip.MustParseAddr("203.0.113.7"), Sender: "a@y.example", Rcpt: "b@example.org"},
+			{Time: epoch, Client: Client{Addr: netip.MustParseAddr("198.51.100.7"), Class: NoName}, Sender: "a@x.example", Rcpts: []string{"b@example.org"}},
+			{Time: epoch.Add(time.Second), Client: Client{Addr: netip.MustParseAddr("198.51.100.8"), Class: NoName}, Sender: "a@x.example", Rcpts: []string{"b@example.org"}},
+			{Time: epoch, Client: Client{Addr: netip.MustParseAddr("203.0.113.7"), Class: NoName}, Sender: "a@y.example", Rcpts: []string{"b@example.org"}},
+			{Time: epoch.Add(time.Minute), Client: Client{Addr: netip.MustParseAddr("203.0.113.7"), Class: NoName}, Sender: "a@y.example", Rcpts: []string{"b@example.org"}},
 		} {
 			if _, err := g.Decide(t.Context(), a); err != nil {
 				t.Fatal(err)
@@ -156,13 +157,13 @@ func TestUnretried(t *testing.T) {
 // What is not stored in clear is found by its key alone.
 func TestDeleteUnclear(t *testing.T) {
 	g := New(Options{})
-	a := Attempt{Time: epoch, Addr: netip.MustParseAddr("198.51.100.7"), Sender: "alice@s.example", Rcpt: "bob@example.org", SPF: "s.example"}
+	a := Attempt{Time: epoch, Client: Client{Addr: netip.MustParseAddr("198.51.100.7"), Class: NoName}, Sender: "alice@s.example", Rcpts: []string{"bob@example.org"}, SPF: SPFResult{Status: SPFPass, Domain: "s.example", Frees: true}}
 	if _, err := g.Decide(t.Context(), a); err != nil {
 		t.Fatal(err)
 	}
 	for text, want := range map[string]int{
-		"198.51.100.7": 0, "spf:s.example": 0, "provider:x": 0, "<>,bob@example.org": 0,
-		"alice@s.example,bob@example.org": 1, // the pair
+		"198.51.100.7":  1, // what counts its attempts
+		"spf:s.example": 0, "provider:x": 0, "<>,bob@example.org": 0, "alice@s.example,bob@example.org": 0,
 	} {
 		if n, err := g.Delete(t.Context(), text); n != want || err != nil {
 			t.Errorf("%s: %d records deleted, %v", text, n, err)

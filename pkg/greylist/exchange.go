@@ -25,7 +25,9 @@ type entryJSON struct {
 	Origin string    `json:"origin,omitempty"`
 	Sender string    `json:"sender,omitempty"`
 	Rcpt   string    `json:"rcpt,omitempty"`
+	Client string    `json:"client,omitempty"`
 	Nets   []byte    `json:"nets,omitempty"`
+	Net    []byte    `json:"net,omitempty"`
 }
 
 // MarshalJSON writes an entry as Export does.
@@ -34,7 +36,7 @@ func (e Entry) MarshalJSON() ([]byte, error) {
 	return json.Marshal(entryJSON{
 		Key: e.Key.String(), Kind: e.Key.Kind().String(), State: r.State.String(),
 		First: dateOf(r.First), Last: dateOf(r.Last), Tries: r.Tries,
-		Origin: r.Origin, Sender: r.Sender, Rcpt: r.Rcpt, Nets: []byte(r.Nets),
+		Origin: r.Origin, Sender: r.Sender, Rcpt: r.Rcpt, Client: r.Client, Nets: []byte(r.Nets), Net: []byte(r.Net),
 	})
 }
 
@@ -141,7 +143,7 @@ func (g *Greylist) merge(ctx context.Context, entries []Entry) (stored int, err 
 			continue
 		}
 		if !g.clear {
-			e.Record.Origin, e.Record.Sender, e.Record.Rcpt = "", "", ""
+			e.Record.Origin, e.Record.Sender, e.Record.Rcpt, e.Record.Client = "", "", "", ""
 		}
 		byKey[e.Key] = e.Record
 	}
@@ -226,14 +228,18 @@ func (im *importer) json(s string) (e Entry, ok bool, err error) {
 		return e, false, err
 	}
 	var kind Kind
-	for i, name := range kindNames {
-		if i > 0 && name == j.Kind {
-			kind = Kind(i)
+	for k, name := range kindNames {
+		if name == j.Kind {
+			kind = k
 		}
+	}
+	if j.Kind == "quota" || j.Kind == "network" {
+		return e, false, nil // of an earlier version
 	}
 	r := Record{
 		Tries: min(max(j.Tries, 0), 1<<30), First: im.past(j.First.UnixMilli()), Last: im.past(j.Last.UnixMilli()),
-		Origin: cutTo(j.Origin, 300), Sender: cutTo(j.Sender, 400), Rcpt: cutTo(j.Rcpt, 400), Nets: string(j.Nets),
+		Origin: cutTo(j.Origin, 300), Sender: cutTo(j.Sender, 400), Rcpt: cutTo(j.Rcpt, 400),
+		Client: cutTo(j.Client, 320), Nets: string(j.Nets), Net: string(j.Net),
 	}
 	switch j.State {
 	case "grey":
@@ -241,13 +247,14 @@ func (im *importer) json(s string) (e Entry, ok bool, err error) {
 	case "pass":
 		r.State = Pass
 	}
-	if kind == 0 || r.State == Absent || len(r.Nets) > maxNets*netLen || len(r.Nets)%netLen != 0 {
+	if kind == 0 || r.State == Absent || len(r.Nets) > maxNets*netLen || len(r.Nets)%netLen != 0 || len(r.Net) != 0 && len(r.Net) != groupLen {
 		return e, false, errors.New("not a record")
 	}
 	// In clear it can be read whatever secret it was stored with.
 	if r.Origin != "" || r.Sender != "" && r.Rcpt != "" {
 		e = im.hasher.entry(kind, r.Origin, r.Sender, r.Rcpt)
 		e.Record = r
+		im.group(&e)
 		return e, true, nil
 	}
 	e.Record = r
@@ -255,6 +262,18 @@ func (im *importer) json(s string) (e Entry, ok bool, err error) {
 		err = errors.New("kind and key differ")
 	}
 	return e, err == nil, err
+}
+
+// group sets the network that a record is counted for.
+func (im *importer) group(e *Entry) {
+	client, _, _ := strings.Cut(e.Record.Client, " ")
+	addr, err := netip.ParseAddr(client)
+	if e.Record.State != Grey || err != nil {
+		return
+	}
+	if e.Record.Net = im.hasher.group(addr); e.Record.Net == string(e.Key[:8]) {
+		e.Record.Net = ""
+	}
 }
 
 func (im *importer) past(ms int64) int64 { return max(0, min(ms, im.now)) }
@@ -410,22 +429,30 @@ func (g *Greylist) Keys(text string) ([]Entry, error) {
 	if k, err := ParseKey(text); err == nil {
 		return []Entry{{Key: k}}, nil
 	}
+	text = strings.TrimSpace(text)
 	if addr, err := netip.ParseAddr(text); err == nil {
 		host := hostOrigin(addr.Unmap().WithZone(""), g.policy.Mask6)
-		return []Entry{h.entry(KindOrigin, host, "", ""), h.entry(KindTrap, host, "", "")}, nil
+		return []Entry{h.entry(KindOrigin, host, "", ""), h.entry(KindTrap, host, "", ""), h.entry(KindClient, host, "", "")}, nil
 	}
 	if sender, rcpt, ok := strings.Cut(text, ","); ok && strings.Contains(rcpt, "@") {
-		return []Entry{h.entry(KindPair, "", NormalizeSender(sender, rcpt), NormalizeRcpt(rcpt))}, nil
+		rcpt = NormalizeRcpt(unbracket(rcpt))
+		sender = NormalizeSender(unbracket(sender), rcpt)
+		return []Entry{h.entry(KindPair, "", sender, rcpt), h.entry(KindLearned, "", sender, rcpt)}, nil
 	}
 	kind, name, ok := strings.Cut(strings.ToLower(text), ":")
 	switch {
 	case ok && kind == "net":
 		if p, err := netip.ParsePrefix(name); err == nil {
-			net := "net:" + p.Masked().String()
-			return []Entry{h.entry(KindNetwork, net, "", ""), h.entry(KindQuota, net, "", "")}, nil
+			return []Entry{h.entry(KindOrigin, "net:"+p.Masked().String(), "", "")}, nil // there is none
 		}
-	case ok && (kind == "spf" || kind == "provider") && name != "":
-		return []Entry{h.entry(KindOrigin, kind+":"+strings.TrimSuffix(name, "."), "", "")}, nil
+	case ok && kind == "spf":
+		name, err := parseDomain(asciiDomain(name))
+		if err != nil {
+			return nil, err
+		}
+		return []Entry{h.entry(KindOrigin, "spf:"+name, "", "")}, nil
+	case ok && kind == "provider" && name != "":
+		return []Entry{h.entry(KindOrigin, "provider:"+name, "", "")}, nil
 	}
 	if p, err := netip.ParsePrefix(text); err == nil && p.Addr().Is6() && p.Bits() == max(g.policy.Mask6, 64) {
 		return g.Keys(p.Addr().String())
@@ -441,11 +468,17 @@ func (g *Greylist) Allow(ctx context.Context, t time.Time, text string) error {
 		return err
 	}
 	e := entries[0]
+	if strings.HasPrefix(strings.ToLower(text), "net:") {
+		return fmt.Errorf("%s: a network belongs in a list of allowed clients", text)
+	}
 	switch k := e.Key.Kind(); k {
-	case KindQuota, KindTrap:
+	case KindPair:
+		if strings.HasPrefix(text, NullSender) || strings.HasPrefix(text, ",") {
+			return fmt.Errorf("%s: everybody sends bounces; allow the address of the client, or list it", text)
+		}
+	case KindOrigin, KindAttempt, KindLearned:
+	default:
 		return fmt.Errorf("%s is the key of a %s record, which cannot pass", text, k)
-	case KindNetwork:
-		return fmt.Errorf("%s: a network belongs into a list of allowed clients", text)
 	}
 	if !g.clear {
 		e.Record = Record{}
@@ -457,7 +490,7 @@ func (g *Greylist) Allow(ctx context.Context, t time.Time, text string) error {
 			*r = e.Record
 			r.First = now
 		}
-		r.State, r.Last, r.Nets = Pass, now, ""
+		r.State, r.Last, r.Nets, r.Net = Pass, now, "", ""
 	})
 }
 
@@ -516,7 +549,8 @@ func attemptsOf(text string) func(Record) bool {
 		}
 	}
 	if sender, rcpt, ok := strings.Cut(text, ","); ok {
-		sender, rcpt = NormalizeSender(sender, rcpt), NormalizeRcpt(rcpt)
+		rcpt = NormalizeRcpt(unbracket(rcpt))
+		sender = NormalizeSender(unbracket(sender), rcpt)
 		_, domain := splitAddr(sender)
 		return func(r Record) bool {
 			return r.Rcpt == rcpt && (r.Sender == sender || r.Sender == "" && r.Origin == "spf:"+domain)

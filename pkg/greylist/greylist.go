@@ -1,13 +1,15 @@
 // Package greylist decides who has to come again.
 //
-// The first attempt of an unknown origin is refused with a temporary error, its
-// retry is accepted (RFC 6647). An attempt has several origins, the domain that
-// SPF proves, the address and its network, and is accepted when any of them is
-// known or waited long enough: so a retry may come from another machine of a
-// pool, and a DNS that does not answer once makes nobody wait twice.
+// Mail that can be vouched for passes at once, see Attempt. The first attempt of
+// any other unknown origin is refused with a temporary error, its retry is
+// accepted (RFC 6647). An attempt has several origins, the domain that SPF proves,
+// the registered domain of the client's name, its address and network, and is
+// accepted when any of them is known or waited long enough: so a retry may come
+// from another machine of a pool, and a DNS that does not answer once makes nobody
+// wait twice. Only what was noted can be a retry, and everything is noted.
 //
 //	g := greylist.New(greylist.Options{Store: greylist.NewMemory(0)})
-//	d, err := g.Decide(ctx, greylist.Attempt{Time: t, Addr: addr, Sender: from, Rcpt: rcpt, SPF: domain})
+//	d, err := g.Decide(ctx, greylist.Attempt{Time: t, Client: client, Sender: from, Rcpts: rcpts, SPF: spf})
 //	if err != nil || d.Accept {
 //		... // let it pass
 //	}
@@ -19,9 +21,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net/netip"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,13 +30,17 @@ import (
 // A Policy has the times and numbers of the decision. Zero fields have the
 // given defaults.
 type Policy struct {
-	PassTime  time.Duration // minimum age of a retry; 60 s
-	GreyExp   time.Duration // a retry after that is a first attempt; 24 h
-	WhiteExp  time.Duration // a pass lives that long after its last use; 36 days
-	TrapTime  time.Duration // how long an address is refused that wrote to a trap; 24 h
-	Mask4     int           // bits of the network that stands for an IPv4 address; 24
-	Mask6     int           // the same for IPv6; 64
-	MaxPerNet int           // new attempts of a network within GreyExp, past which it counts as a whole, to about a fifth; 256
+	PassTime time.Duration // minimum age of a retry; 60 s
+	GreyExp  time.Duration // a retry after that is a first attempt; 24 h
+	WhiteExp time.Duration // a pass lives that long after its last use; 36 days
+	TrapTime time.Duration // how long an address is refused that wrote to a trap; 24 h
+	Mask4    int           // bits of the network that stands for an IPv4 address; 24
+	Mask6    int           // the same for IPv6; 64
+	All      bool          // mail that is vouched for waits like any other
+
+	// While more attempts of an address, or IPv6 /64, wait, and for GreyExp
+	// after, a retry does not free it; 64.
+	MaxPerClient int
 
 	// An attempt is accepted when it is at least the PairTries-th of its
 	// sender and recipient, PairSpan after the first, and PairNets networks
@@ -54,7 +57,7 @@ func (p Policy) withDefaults() Policy {
 	setDefault(&p.TrapTime, 24*time.Hour)
 	setDefault(&p.Mask4, 24)
 	setDefault(&p.Mask6, 64)
-	setDefault(&p.MaxPerNet, 256)
+	setDefault(&p.MaxPerClient, 64)
 	setDefault(&p.PairTries, 3)
 	setDefault(&p.PairNets, 2)
 	setDefault(&p.PairSpan, 15*time.Minute)
@@ -92,6 +95,7 @@ type Greylist struct {
 	clear  bool
 	secret func() ([]byte, error)
 	tally  *tally
+	notes  *notes
 
 	mu     sync.Mutex
 	hasher *hasher
@@ -99,7 +103,7 @@ type Greylist struct {
 
 // New returns a Greylist.
 func New(o Options) *Greylist {
-	g := &Greylist{store: o.Store, policy: o.Policy.withDefaults(), clear: o.Clear, secret: o.Secret}
+	g := &Greylist{store: o.Store, policy: o.Policy.withDefaults(), clear: o.Clear, secret: o.Secret, notes: newNotes()}
 	if g.store == nil {
 		g.store = NewMemory(0)
 	}
@@ -126,149 +130,100 @@ func (g *Greylist) hash() (*hasher, error) {
 	return g.hasher, nil
 }
 
-// An Attempt is one try to deliver a message.
-type Attempt struct {
-	Time   time.Time
-	Addr   netip.Addr
-	Sender string   // as given; empty or <> is the null sender
-	Rcpt   string   // the first accepted recipient, as given
-	SPF    string   // the domain that SPF proves, empty if none
-	Also   []string // names of further origins, such as provider:NAME
-}
-
 // A Reason says why an attempt is accepted or refused.
 type Reason string
 
 // What Decide answers.
 const (
-	Unseen  Reason = "new"     // refused: not seen before
-	Early   Reason = "early"   // refused: seen less than PassTime ago
-	Late    Reason = "late"    // refused: seen more than GreyExp ago, so it counts as new
-	Trapped Reason = "trapped" // refused: the address has written to a trap
-	Retry   Reason = "retry"   // accepted: the retry that was waited for
-	Known   Reason = "known"   // accepted: an origin is free, or the same has passed before
-	Paired  Reason = "pair"    // accepted: sender and recipient are known to each other, or have tried long enough
+	Unseen   Reason = "new"      // refused: not seen before
+	Early    Reason = "early"    // refused: seen less than PassTime ago
+	Late     Reason = "late"     // refused: seen more than GreyExp ago, so it counts as new
+	Trapped  Reason = "trapped"  // refused: the client has written to a trap
+	Retry    Reason = "retry"    // accepted: the retry that was waited for
+	Known    Reason = "known"    // accepted: an origin is free, or the same has passed before
+	Paired   Reason = "pair"     // accepted: sender and recipient are known to each other, or have tried long enough
+	Expected Reason = "expected" // accepted: somebody expects it
+	Vouched  Reason = "vouched"  // accepted: the mail is vouched for
+	Exempted Reason = "exempt"   // accepted: Attempt.Exempt says so
 )
 
 // Reasons are all of them.
 func Reasons() []Reason {
-	return []Reason{Unseen, Early, Late, Trapped, Retry, Known, Paired}
+	return []Reason{Unseen, Early, Late, Trapped, Retry, Known, Paired, Expected, Vouched, Exempted}
 }
 
 // A Decision is the answer to an attempt and what led to it.
 type Decision struct {
 	Accept  bool
 	Reason  Reason
+	Suspect Mark          // why the mail is not vouched for
+	By      string        // Exempted, Vouched, Expected: what says so
 	Left    time.Duration // refused: until a retry will be accepted, whole seconds, at least one
+	Trapped time.Duration // Trapped: until it is forgotten; of this the client is not told
 	Delay   time.Duration // Retry, and Paired for the first time: since the first attempt
 	First   bool          // accepted, and the first such: Delay counts
-	Tries   int           // attempts seen, this one counted; 0 if Known
-	Crowded bool          // the network is past its quota
+	Tries   int           // attempts seen, this one counted; 0 if that is not known
+	Crowded bool          // more attempts of the client wait, or did, than MaxPerClient
 
-	Origin  string   // the origin that decided, or else the address
-	Key     Key      // of the record that decided
+	Origin  string   // the origin that decided, or else the client
+	Key     Key      // of the record that decided; zero if none did
 	Origins []string // all of the attempt
 	Sender  string   // normalised
-	Rcpt    string   // normalised
+	Rcpt    string   // normalised: the one that decided, or the first
 }
 
-// A plan is what an attempt needs to know: which keys, and what each is for.
-type plan struct {
-	keys    []Key
-	blank   []Record // a new record for each key, without state
-	free    []int    // origins that pass as such
-	attempt []int    // records of this origin, sender and recipient
-
-	trap, pair, quota, network int // pair is -1 if there is none
-
-	net     string // hash of the network in a pair's record
-	origins []string
-	sender  string
-	rcpt    string
-}
-
-const (
-	netLen  = 4 // bytes of hash
-	maxNets = 8
-)
-
-func (g *Greylist) plan(h *hasher, a Attempt) *plan {
-	addr := a.Addr.Unmap().WithZone("")
-	host := hostOrigin(addr, g.policy.Mask6)
-	net := "net:" + netOf(addr, g.policy.Mask4, g.policy.Mask6).String()
-	p := &plan{
-		sender: NormalizeSender(a.Sender, a.Rcpt),
-		rcpt:   NormalizeRcpt(a.Rcpt),
-		pair:   -1,
+// atOnce accepts what needs no record.
+func (g *Greylist) atOnce(a *Attempt) (Decision, bool) {
+	by, suspect := a.vouch()
+	reason := Vouched
+	if a.Exempt != "" {
+		reason, by = Exempted, a.Exempt
 	}
-	add := func(kind Kind, origin, sender, rcpt string) int {
-		e := h.entry(kind, origin, sender, rcpt)
-		if !g.clear {
-			e.Record = Record{}
-		}
-		p.keys = append(p.keys, e.Key)
-		p.blank = append(p.blank, e.Record)
-		return len(p.keys) - 1
+	if by == "" || reason == Vouched && g.policy.All {
+		return Decision{}, false
 	}
-	also := slices.Clone(a.Also)
-	if a.SPF != "" {
-		also = append(also, "spf:"+strings.TrimSuffix(strings.ToLower(cutTo(a.SPF, 255)), "."))
-	}
-	// The origins come first: Peek asks for no more.
-	for _, o := range also {
-		p.free = append(p.free, add(KindOrigin, o, "", ""))
-		p.origins = append(p.origins, o)
-	}
-	p.free = append(p.free, add(KindOrigin, host, "", ""))
-	p.origins = append(p.origins, host, net)
-	// What the address alone has tried is not kept: its network has tried the
-	// same, at least as long ago.
-	for _, o := range also {
-		sender := p.sender
-		if strings.HasPrefix(o, "spf:") {
-			sender = "" // proven by its domain
-		}
-		p.attempt = append(p.attempt, add(KindAttempt, o, sender, p.rcpt))
-	}
-	p.attempt = append(p.attempt, add(KindAttempt, net, p.sender, p.rcpt))
-	// Everybody sends bounces: they prove nothing about the next.
-	if p.sender != NullSender {
-		p.pair = add(KindPair, "", p.sender, p.rcpt)
-	}
-	p.trap = add(KindTrap, host, "", "")
-	p.quota = add(KindQuota, net, "", "")
-	p.network = add(KindNetwork, net, "", "")
-	p.net = string(p.keys[p.quota][8 : 8+netLen])
-	return p
-}
-
-// hostOrigin is the one machine, as far as an address tells: an IPv6 host has
-// its /64.
-func hostOrigin(a netip.Addr, mask6 int) string {
-	if a.Is4() {
-		return a.String()
-	}
-	return netOf(a, 32, max(mask6, 64)).String()
+	return Decision{
+		Accept: true, Reason: reason, Suspect: suspect, By: by,
+		Origin: hostOrigin(a.Client.Addr.Unmap().WithZone(""), g.policy.Mask6),
+		Sender: NormalizeSender(a.Sender, first(a.Rcpts)), Rcpt: NormalizeRcpt(first(a.Rcpts)),
+	}, true
 }
 
 // Decide answers an attempt and stores it. When it returns an error nothing is
 // known, and the message should pass.
 func (g *Greylist) Decide(ctx context.Context, a Attempt) (Decision, error) {
+	if d, ok := g.atOnce(&a); ok {
+		if d.Reason == Vouched {
+			g.remember(&a)
+		}
+		g.tally.add(d)
+		return d, nil
+	}
 	h, err := g.hash()
 	if err != nil {
 		return Decision{}, err
 	}
-	p := g.plan(h, a)
+	p := g.plan(h, &a)
 	now := a.Time.UnixMilli()
-	if d, ok := g.atHand(p, now); ok {
-		g.tally.add(d)
-		return d, nil
+	d, ok := g.atHand(p, now)
+	if !ok {
+		if d, err = g.update(ctx, p, now, (*table).decide); err != nil {
+			return Decision{}, err
+		}
 	}
+	g.tally.add(d)
+	return d, nil
+}
+
+// update decides by what is stored. The store may call more than once.
+func (g *Greylist) update(ctx context.Context, p *plan, now int64, decide func(*table) Decision) (Decision, error) {
 	d := new(Decision)
-	if err := g.store.Update(ctx, p.keys, func(recs []Record) { *d = g.decide(p, now, recs) }); err != nil {
+	err := g.store.Update(ctx, p.keys(), func(recs []Record) {
+		*d = decide(&table{p, &g.policy, now, recs})
+	})
+	if err != nil {
 		return Decision{}, err
 	}
-	g.tally.add(*d)
 	return *d, nil
 }
 
@@ -277,26 +232,25 @@ func (g *Greylist) atHand(p *plan, now int64) (Decision, bool) {
 	if g.cache == nil {
 		return Decision{}, false
 	}
-	recs, ok := g.cache.Peek(p.keys[:len(p.free)])
+	recs, ok := g.cache.Peek(p.keys()[:p.free])
 	if !ok {
 		return Decision{}, false
 	}
-	for _, i := range p.free {
-		if recs[i].clamp(now); !g.passes(recs[i], now) {
+	for i, r := range recs {
+		if r.clamp(now); !g.policy.passes(KindOrigin, r, now) {
 			continue
 		}
-		renew := append(slices.Clone(p.free), p.attempt...)
-		if p.pair >= 0 {
-			renew = append(renew, p.pair)
+		var renew []Key
+		for _, s := range p.slots {
+			switch s.role {
+			case roleFree, roleAttempt, rolePair, roleLearned:
+				renew = append(renew, s.key)
+			}
 		}
-		keys := make([]Key, len(renew))
-		for n, j := range renew {
-			keys[n] = p.keys[j]
-		}
-		if !g.cache.Renew(keys, now, now-g.policy.WhiteExp.Milliseconds()) {
+		if !g.cache.Renew(renew, now, now-g.policy.WhiteExp.Milliseconds()) {
 			return Decision{}, false
 		}
-		return p.accept(Known, i), true
+		return p.accept(Known, &p.slots[i]), true
 	}
 	return Decision{}, false
 }
@@ -308,109 +262,48 @@ func (g *Greylist) Explain(ctx context.Context, a Attempt) (Decision, []Entry, e
 	if err != nil {
 		return Decision{}, nil, err
 	}
-	p := g.plan(h, a)
-	recs, err := g.store.Get(ctx, p.keys)
+	p := g.plan(h, &a)
+	recs, err := g.store.Get(ctx, p.keys())
 	if err != nil {
 		return Decision{}, nil, err
 	}
 	var entries []Entry
 	for i, r := range recs {
 		if r.State != Absent {
-			entries = append(entries, Entry{p.keys[i], r})
+			entries = append(entries, Entry{p.slots[i].key, r})
 		}
 	}
-	return g.decide(p, a.Time.UnixMilli(), recs), entries, nil
-}
-
-// Trap remembers that an address has written to a trap: until TrapTime has
-// passed its attempts are refused. A client of which an origin is free is let
-// alone, and trapped is false.
-func (g *Greylist) Trap(ctx context.Context, a Attempt) (trapped bool, err error) {
-	h, err := g.hash()
-	if err != nil {
-		return false, err
+	d, ok := g.atOnce(&a)
+	if ok {
+		d.Origins = p.origins
+	} else {
+		d = (&table{p, &g.policy, a.Time.UnixMilli(), recs}).decide()
 	}
-	p := g.plan(h, a)
-	now := a.Time.UnixMilli()
-	keys := append(p.keys[:len(p.free):len(p.free)], p.keys[p.trap])
-	hit := new(bool)
-	err = g.store.Update(ctx, keys, func(recs []Record) {
-		*hit = false
-		for _, r := range recs[:len(p.free)] {
-			if r.clamp(now); g.passes(r, now) {
-				return
-			}
-		}
-		*hit = true
-		r := &recs[len(p.free)]
-		tries := r.Tries
-		*r = p.blank[p.trap]
-		r.begin(now)
-		r.Tries += tries
-	})
-	return err == nil && *hit, err
+	return d, entries, nil
 }
 
-// Learn remembers that a user of this server has written to some people, so
-// that what they send back is not delayed. The time is that of the message.
-func (g *Greylist) Learn(ctx context.Context, t time.Time, from string, to []string) error {
-	if from == "" || from == NullSender {
-		return nil
+// Trap is Decide for an attempt that names a trap, before all of its recipients
+// are known. What it does not refuse it does not store or count either: that is
+// for Decide, when the message is about to come.
+func (g *Greylist) Trap(ctx context.Context, a Attempt) (Decision, error) {
+	a.Trap = true
+	if d, ok := g.atOnce(&a); ok || !a.springs() {
+		d.Accept = true
+		return d, nil
 	}
 	h, err := g.hash()
 	if err != nil {
-		return err
+		return Decision{}, err
 	}
-	seen := make(map[Key]bool)
-	var keys []Key
-	var blank []Record
-	for _, rcpt := range to {
-		e := h.entry(KindPair, "", NormalizeSender(rcpt, from), NormalizeRcpt(from))
-		if seen[e.Key] {
-			continue
-		}
-		seen[e.Key] = true
-		if !g.clear {
-			e.Record = Record{}
-		}
-		keys, blank = append(keys, e.Key), append(blank, e.Record)
+	d, err := g.update(ctx, g.plan(h, &a), a.Time.UnixMilli(), (*table).atTrap)
+	if err == nil && !d.Accept {
+		g.tally.add(d)
 	}
-	now := t.UnixMilli()
-	for start := 0; start < len(keys); start += learnStep {
-		end := min(start+learnStep, len(keys))
-		err := g.store.Update(ctx, keys[start:end], func(recs []Record) {
-			for i := range recs {
-				r := &recs[i]
-				if r.clamp(now); !g.passes(*r, now) {
-					*r = blank[start+i]
-					r.begin(now)
-				}
-				r.State, r.Last = Pass, now
-			}
-		})
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return d, err
 }
-
-const learnStep = 16
 
 // Expired reports whether a record means nothing any more.
 func (g *Greylist) Expired(t time.Time) func(Key, Record) bool {
 	now := t.UnixMilli()
-	return func(k Key, r Record) bool {
-		if r.State == Pass {
-			return now-r.Last > g.policy.WhiteExp.Milliseconds()
-		}
-		return now-r.First > g.life(k.Kind())
-	}
-}
-
-func (g *Greylist) life(k Kind) int64 {
-	if k == KindTrap {
-		return g.policy.TrapTime.Milliseconds()
-	}
-	return g.policy.GreyExp.Milliseconds()
+	return func(k Key, r Record) bool { return now > g.policy.expiry(k.Kind(), r) }
 }

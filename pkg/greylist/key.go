@@ -9,8 +9,10 @@ import (
 	"fmt"
 	"hash"
 	"io/fs"
+	"maps"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -23,21 +25,46 @@ import (
 type Kind byte
 
 const (
-	KindOrigin  Kind = 1 + iota // an origin that passes, whatever sender and recipient
-	KindAttempt                 // origin, sender and recipient
-	KindPair                    // sender and recipient
-	KindNetwork                 // a network as a whole, past its quota
-	KindQuota                   // the number of new attempts of a network
-	KindTrap                    // an address that has written to a trap
+	KindOrigin  Kind = 1  // an origin that passes, whatever sender and recipient
+	KindAttempt Kind = 2  // origin, sender and recipient
+	KindPair    Kind = 3  // sender and recipient, from several networks
+	KindTrap    Kind = 6  // a client that has written to a trap
+	KindClient  Kind = 7  // how many attempts of a client wait
+	KindVouched Kind = 8  // a client and a domain that were vouched for
+	KindLearned Kind = 9  // somebody to whom a user of this server has written
+	KindExpect  Kind = 10 // mail that is expected because the operator says so
+	KindReply   Kind = 11 // a domain from which a user of this server may expect an answer
+	KindOurs    Kind = 12 // a domain for which this server takes mail
+	KindWriter  Kind = 13 // how much was learned from one user within a day
 )
 
-var kindNames = [...]string{"", "origin", "attempt", "pair", "network", "quota", "trap"}
+var kindNames = map[Kind]string{
+	KindOrigin: "origin", KindAttempt: "attempt", KindPair: "pair", KindTrap: "trap", KindClient: "client",
+	KindVouched: "vouched", KindLearned: "learned", KindExpect: "expect", KindReply: "reply", KindOurs: "ours", KindWriter: "writer",
+}
+
+// Kinds are all of them.
+func Kinds() []Kind { return slices.Sorted(maps.Keys(kindNames)) }
 
 func (k Kind) String() string {
-	if int(k) < len(kindNames) && k > 0 {
-		return kindNames[k]
+	if name, ok := kindNames[k]; ok {
+		return name
 	}
 	return fmt.Sprintf("kind%d", byte(k))
+}
+
+// Most returns how many records of a kind a store keeps, those used last; 0 if
+// they have no bound of their own.
+func (k Kind) Most() int {
+	switch k {
+	case KindVouched, KindLearned, KindReply:
+		return 100_000
+	case KindOurs, KindWriter:
+		return 10_000
+	case KindExpect:
+		return maxExpected
+	}
+	return 0
 }
 
 // A Key names a record. It is a keyed hash, so that a store tells nobody who
@@ -54,7 +81,7 @@ func (k Key) String() string { return hex.EncodeToString(k[:]) }
 // ParseKey reads what String returns.
 func ParseKey(s string) (k Key, err error) {
 	b, err := hex.DecodeString(s)
-	if err != nil || len(b) != len(k) || int(b[15]) >= len(kindNames) || b[15] == 0 {
+	if err != nil || len(b) != len(k) || kindNames[Kind(b[15])] == "" {
 		return k, fmt.Errorf("%.40q is not a key of 32 hexadecimal digits", s)
 	}
 	return Key(b), nil
@@ -109,14 +136,17 @@ func (h *hasher) key(kind Kind, near string, parts ...string) (k Key) {
 // entry returns the key of a record that has all its clear text.
 func (h *hasher) entry(kind Kind, origin, sender, rcpt string) Entry {
 	near := origin
-	switch {
-	case kind == KindPair || kind == KindAttempt && strings.HasPrefix(origin, "net:"):
+	switch kind {
+	case KindPair, KindLearned:
 		near = sender + "\x00" + rcpt
-	default:
+	case KindAttempt, KindClient, KindExpect, KindOrigin, KindTrap:
 		if a, ok := originAddr(origin); ok {
 			// Independent of -mask4 and -mask6, or a change of them would
 			// lose all passes.
 			near = netOf(a, 24, 64).String()
+			if kind != KindOrigin && kind != KindTrap {
+				near = groupOf(a)
+			}
 		}
 	}
 	return Entry{
@@ -124,6 +154,18 @@ func (h *hasher) entry(kind Kind, origin, sender, rcpt string) Entry {
 		Record: Record{Origin: origin, Sender: sender, Rcpt: rcpt},
 	}
 }
+
+// groupOf names the network that a blast of attempts is blamed on.
+func groupOf(a netip.Addr) string { return netOf(a, 24, 48).String() }
+
+// group is the same as it is in keys and records.
+func (h *hasher) group(a netip.Addr) string {
+	k := h.key(0, groupOf(a))
+	return string(k[:8])
+}
+
+// rank orders recipients in a way that nobody outside can foresee.
+func (h *hasher) rank(rcpt string) Key { return h.key(0, "", rcpt) }
 
 // originAddr returns the address, or the first of the network, that an origin
 // is made of.

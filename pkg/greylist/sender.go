@@ -2,6 +2,8 @@ package greylist
 
 import (
 	"strings"
+
+	"golang.org/x/net/idna"
 )
 
 // NullSender is the normalised sender of bounces.
@@ -23,7 +25,19 @@ func NormalizeSender(sender, rcpt string) string {
 	} else {
 		local = steady(local, rlocal, rdomain)
 	}
-	return cutTo(local, 64) + "@" + cutTo(domain, 255)
+	return cutTo(local, 64) + "@" + asciiDomain(domain)
+}
+
+// asciiDomain returns a domain as it is in keys, in lower case and with A-labels,
+// as far as it has any (RFC 5890 section 2.3.2.1).
+func asciiDomain(domain string) string {
+	domain = strings.TrimSuffix(strings.ToLower(domain), ".")
+	if strings.ContainsFunc(domain, func(r rune) bool { return r >= 128 }) {
+		if a, err := idna.Lookup.ToASCII(domain); err == nil {
+			domain = a
+		}
+	}
+	return cutTo(domain, 255)
 }
 
 // NormalizeRcpt returns a recipient as it is in keys: in lower case.
@@ -142,6 +156,7 @@ func steady(local, rlocal, rdomain string) string {
 	if i := strings.IndexByte(local, '+'); i > 0 {
 		local = local[:i]
 	}
+	local = hideUUIDs(local)
 	if !strings.ContainsFunc(local, func(c rune) bool { return c < 128 && isSep(byte(c)) }) {
 		if letters, digits, other := count(local); len(local) >= 20 && letters > 0 && digits > 0 && other == 0 {
 			return "#"
@@ -161,6 +176,31 @@ func steady(local, rlocal, rdomain string) string {
 		start = end + 1
 	}
 	return foldNumbers(string(out))
+}
+
+// hideUUIDs replaces UUIDs (RFC 9562 section 4): some of their groups have no digit.
+func hideUUIDs(s string) string {
+	for i := 0; i+uuidLen <= len(s); i++ {
+		if (i == 0 || !isAlnum(s[i-1])) && isUUID(s[i:i+uuidLen]) && (i+uuidLen == len(s) || !isAlnum(s[i+uuidLen])) {
+			s = s[:i] + "#" + s[i+uuidLen:]
+		}
+	}
+	return s
+}
+
+const uuidLen = 36
+
+func isUUID(s string) bool {
+	for i := 0; i < len(s); i++ {
+		if i == 8 || i == 13 || i == 18 || i == 23 {
+			if !isSep(s[i]) || s[i] != s[8] {
+				return false
+			}
+		} else if !isDigit(s[i]) && (s[i] < 'a' || s[i] > 'f') {
+			return false
+		}
+	}
+	return true
 }
 
 func isSep(c byte) bool { return strings.IndexByte("-_.=/", c) >= 0 }
@@ -202,7 +242,7 @@ func isRcptSep(s string) bool {
 func appendToken(out []byte, t string) []byte {
 	letters, digits, other := count(t)
 	switch {
-	case digits == 0:
+	case digits == 0 && (len(t) < 8 || !isHex(t)):
 		return append(out, t...)
 	case digits == len(t),
 		isHex(t) && (len(t) >= 6 || len(t) == 4),

@@ -1,6 +1,8 @@
 package greylist
 
 import (
+	"fmt"
+	"math/rand/v2"
 	"os"
 	"strings"
 	"testing"
@@ -45,6 +47,14 @@ func TestNormalizeSender(t *testing.T) {
 		{"1-2-3-x-4-5@y.example", "#-x-#@y.example"},
 		{strings.Repeat("x", 100) + "@y.example", strings.Repeat("x", 64) + "@y.example"},
 		{"a@b@y.example", "a@b@y.example"},
+		{"dead-beef-face@y.example", "dead-beef-face@y.example"},
+		{"0b2d4f5a-abcd-eade-beef-84b51c410b859b@y.example", "#-abcd-eade-beef-#@y.example"},
+		{"bounce-deadbeef@y.example", "bounce-#@y.example"},
+		{"bounce-decade@y.example", "bounce-decade@y.example"},
+		{"a@BÜCHER.example", "a@xn--bcher-kva.example"},
+		{"a@xn--Bcher-kva.example.", "a@xn--bcher-kva.example"},
+		{"a@bu\u0308cher.example", "a@xn--bcher-kva.example"},
+		{"a@bücher。example", "a@xn--bcher-kva.example"},
 	} {
 		if got := NormalizeSender(tt[0], "bob.smith@rcpt.example"); got != tt[1] {
 			t.Errorf("%s: got %s, want %s", tt[0], got, tt[1])
@@ -52,6 +62,42 @@ func TestNormalizeSender(t *testing.T) {
 	}
 	if got := NormalizeRcpt("Bob+X@Rcpt.Example."); got != "bob+x@rcpt.example" {
 		t.Error(got)
+	}
+}
+
+// Whatever the numbers of a message are, its sender is the same.
+func TestSerials(t *testing.T) {
+	r := rand.New(rand.NewPCG(1, 2))
+	hex := func(n int) string {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = "0123456789abcdef"[r.IntN(16)]
+		}
+		return string(b)
+	}
+	for name, sender := range map[string]func() string{
+		"uuid": func() string {
+			return "bounce-" + hex(8) + "-" + hex(4) + "-" + hex(4) + "-" + hex(4) + "-" + hex(12) + "@s.example"
+		},
+		"uuid, letters": func() string { return "B_" + hex(8) + "-cafe-dead-beef-" + hex(12) + "_x@s.example" },
+		"uuid alone": func() string {
+			return strings.ToUpper(hex(8)+"_"+hex(4)+"_"+hex(4)+"_"+hex(4)+"_"+hex(12)) + "@s.example"
+		},
+		"uuid, then a number": func() string {
+			return hex(8) + "-" + hex(4) + "-" + hex(4) + "-" + hex(4) + "-" + hex(12) + "-" + fmt.Sprint(r.IntN(1000)) + "@s.example"
+		},
+		"hex":      func() string { return "bounce-" + hex(8) + "@s.example" },
+		"long hex": func() string { return "b." + hex(32) + ".x@s.example" },
+		"number":   func() string { return fmt.Sprintf("b-%d-x@s.example", r.IntN(1e9)) },
+	} {
+		want := NormalizeSender(sender(), "bob@rcpt.example")
+		for range 20_000 {
+			s := sender()
+			if got := NormalizeSender(s, "bob@rcpt.example"); got != want {
+				t.Errorf("%s: %s gives %s, others %s", name, s, got, want)
+				break
+			}
+		}
 	}
 }
 

@@ -3,6 +3,7 @@ package greylist
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"math"
@@ -16,10 +17,11 @@ import (
 	"opensmtpd-filters/pkg/metrics"
 )
 
-// Names of the stored counters: decisions by reason, and first passes by the
-// least bound their delay, in seconds, is not over.
+// Names of the stored counters: decisions by reason and by mark, and first passes
+// by the least bound their delay, in seconds, is not over.
 const (
 	reasonPrefix = "reason "
+	markPrefix   = "suspect "
 	delayPrefix  = "delay "
 	delayMore    = delayPrefix + "more"
 )
@@ -39,6 +41,8 @@ func DelayBounds() []time.Duration {
 var (
 	decisionsTotal = metrics.Desc{Name: "filter_greylist_decisions_total",
 		Help: "Greylisting decisions, by reason as the log has it.", Labels: []string{"reason"}}
+	suspectsTotal = metrics.Desc{Name: "filter_greylist_suspects_total",
+		Help: "Greylisting decisions on mail that cannot be vouched for, by the reason of that.", Labels: []string{"suspect"}}
 	delaySeconds = metrics.Desc{Name: "filter_greylist_delay_seconds",
 		Help: "Time from the first attempt to the one that passed.", Buckets: delaySecondsBuckets()}
 	unretriedTotal = metrics.Desc{Name: "filter_greylist_unretried_total",
@@ -58,6 +62,7 @@ func delaySecondsBuckets() []float64 {
 // tally counts decisions, for the metrics, and until they are stored.
 type tally struct {
 	decisions map[Reason]*metrics.Counter
+	suspects  map[Mark]*metrics.Counter
 	delays    *metrics.Histogram
 	unretried *metrics.Counter
 	records   *census
@@ -69,6 +74,7 @@ type tally struct {
 func newTally(set *metrics.Set) *tally {
 	t := &tally{
 		decisions: make(map[Reason]*metrics.Counter),
+		suspects:  make(map[Mark]*metrics.Counter),
 		delays:    set.Histogram(delaySeconds),
 		unretried: set.Counter(unretriedTotal),
 		records:   newCensus(set),
@@ -76,6 +82,9 @@ func newTally(set *metrics.Set) *tally {
 	}
 	for _, r := range Reasons() {
 		t.decisions[r] = set.Counter(decisionsTotal, string(r))
+	}
+	for _, m := range Marks() {
+		t.suspects[m] = set.Counter(suspectsTotal, string(m))
 	}
 	return t
 }
@@ -108,12 +117,18 @@ func (c *census) add(step [Pass + 1]int64, done bool) {
 
 func (t *tally) add(d Decision) {
 	t.decisions[d.Reason].Inc()
+	if c := t.suspects[d.Suspect]; c != nil {
+		c.Inc()
+	}
 	if d.First {
 		t.delays.Update(d.Delay.Seconds())
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.counts[reasonPrefix+string(d.Reason)]++
+	if d.Suspect != Proper {
+		t.counts[markPrefix+string(d.Suspect)]++
+	}
 	if d.First {
 		t.counts[delayName(d.Delay)]++
 	}
@@ -126,6 +141,11 @@ func delayName(d time.Duration) string {
 		}
 	}
 	return delayMore
+}
+
+// Flush stores what was noted and counted, which Run does too.
+func (g *Greylist) Flush(ctx context.Context) error {
+	return errors.Join(g.writeNotes(ctx), g.flush(ctx))
 }
 
 // flush stores what was counted.
@@ -149,6 +169,10 @@ func (g *Greylist) flush(ctx context.Context) error {
 	return err
 }
 
+// maxAhead is how far the time of an attempt may be ahead of the process's clock for
+// records to be removed by it: one wrong clock must not delete what was learned.
+const maxAhead = time.Hour
+
 // Times of Run.
 const (
 	sweepEvery = time.Second
@@ -156,9 +180,9 @@ const (
 	stepTime   = 5 * time.Second
 )
 
-// Run removes expired records step by step, and stores what was counted, until
-// ctx ends. Now returns the time of the last attempt; while it is zero nothing
-// expires. It logs attempts that expire without a retry, and trouble once, until
+// Run removes expired records step by step, and stores what was noted and
+// counted, until ctx ends. Now returns the time of the last attempt; while it is
+// zero, or more than an hour ahead of the clock, nothing expires. It logs attempts that expire without a retry, and trouble once, until
 // it ends, a panic of the store among it; log may be nil.
 func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logger) {
 	if log == nil {
@@ -166,21 +190,37 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 	}
 	tick := time.NewTicker(sweepEvery)
 	defer tick.Stop()
-	trouble := false
+	trouble, ahead, rekeyed := false, false, false
 	next := time.Now().Add(flushEvery)
 	for {
 		select {
 		case <-ctx.Done():
 			last, cancel := context.WithTimeout(context.WithoutCancel(ctx), sweepEvery)
-			guard.Call(func() error { return g.flush(last) })
+			guard.Call(func() error { return g.Flush(last) })
 			cancel()
 			return
 		case <-tick.C:
 		}
 		err := guard.Call(func() error {
+			if !rekeyed {
+				if err := g.rekey(ctx); err != nil {
+					return err
+				}
+				rekeyed = true
+			}
 			ctx, cancel := context.WithTimeout(ctx, stepTime)
 			defer cancel()
-			if t := now(); !t.IsZero() {
+			if err := g.writeNotes(ctx); err != nil {
+				return err
+			}
+			t := now()
+			by := time.Until(t)
+			if far := by > maxAhead; far != ahead {
+				if ahead = far; far {
+					log.Warn("the time of mail is ahead of the clock: nothing is removed meanwhile", "ahead", by.Round(time.Second))
+				}
+			}
+			if !t.IsZero() && !ahead {
 				if err := g.sweep(ctx, t, log); err != nil {
 					return err
 				}
@@ -228,19 +268,29 @@ func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) err
 	for k, r := range gone {
 		what := []any{"key", k}
 		if r.Origin != "" {
-			what = []any{"origin", r.Origin, "from", "<" + r.Sender + ">", "rcpt", r.Rcpt}
+			addr, name, _ := strings.Cut(r.Client, " ")
+			what = []any{"addr", addr, "name", cmp.Or(name, "-"), "from", bracket(r.Sender), "rcpt", bracket(r.Rcpt), "origin", r.Origin}
 		}
-		log.Info("no retry", append(what, "tries", r.Tries, "first", time.UnixMilli(r.First).UTC().Format(time.RFC3339))...)
+		log.Info("filter=greylist", append([]any{"event", "noretry"}, append(what, "tries", r.Tries, "first", time.UnixMilli(r.First).UTC().Format(time.RFC3339))...)...)
 	}
 	return nil
 }
 
+// bracket encloses an address; the null sender is so already.
+func bracket(addr string) string {
+	if addr == NullSender {
+		return addr
+	}
+	return "<" + addr + ">"
+}
+
 // Stats is what a store holds and has counted.
 type Stats struct {
-	Records map[string]map[string]int64 `json:"records"` // by kind and state
-	Reasons map[Reason]int64            `json:"reasons"` // decisions
-	Delays  []int64                     `json:"delays"`  // of first passes, for each of DelayBounds, and over
-	Silent  []Silent                    `json:"silent"`  // networks that never retried, those with most attempts first
+	Records map[string]map[string]int64 `json:"records"`  // by kind and state
+	Reasons map[Reason]int64            `json:"reasons"`  // decisions
+	Marks   map[Mark]int64              `json:"suspects"` // those of mail that is not vouched for
+	Delays  []int64                     `json:"delays"`   // of first passes, for each of DelayBounds, and over
+	Silent  []Silent                    `json:"silent"`   // networks that never retried, those with most attempts first
 }
 
 // A Silent network has attempts that were refused and not one retry.
@@ -259,6 +309,7 @@ func (g *Greylist) Stats(ctx context.Context, t time.Time) (Stats, error) {
 	s := Stats{
 		Records: make(map[string]map[string]int64),
 		Reasons: make(map[Reason]int64),
+		Marks:   make(map[Mark]int64),
 		Delays:  make([]int64, len(delayBounds)+1),
 	}
 	counts, err := g.store.Count(ctx, nil)
@@ -268,6 +319,9 @@ func (g *Greylist) Stats(ctx context.Context, t time.Time) (Stats, error) {
 	for name, n := range counts {
 		if r, ok := strings.CutPrefix(name, reasonPrefix); ok {
 			s.Reasons[Reason(r)] += n
+		}
+		if m, ok := strings.CutPrefix(name, markPrefix); ok {
+			s.Marks[Mark(m)] += n
 		}
 	}
 	for i, b := range delayBounds {

@@ -28,19 +28,33 @@ func (s State) String() string {
 // A Record is what is stored under a Key. The zero value is no record.
 type Record struct {
 	State State
-	Tries int    // attempts, or what a quota counts
+	Tries int    // attempts; of KindClient and KindWriter what they count; of KindExpect the seconds it lives
 	First int64  // first attempt, in milliseconds since the epoch
-	Last  int64  // last attempt or use
+	Last  int64  // last attempt or use; of KindClient the last time it was past its bound
 	Nets  string // of a pair: the networks seen, netLen bytes of hash each
 
+	// Net is the network of the client that makes a grey record, if it is not
+	// the neighbourhood of the key: 8 bytes of hash, see Entry.Group.
+	Net string
+
 	// In clear for people, each empty if it does not apply or is not stored.
-	Origin, Sender, Rcpt string
+	// Client is an address, a space, and its name as in logs.
+	Origin, Sender, Rcpt, Client string
 }
 
 // An Entry is a stored record with its key.
 type Entry struct {
 	Key    Key
 	Record Record
+}
+
+// Group returns the client network, an IPv4 /24 or IPv6 /48, that a grey record
+// is counted for.
+func (e Entry) Group() string {
+	if e.Record.Net != "" {
+		return e.Record.Net
+	}
+	return string(e.Key[:8])
 }
 
 // A Store keeps records. It may be used by any number of goroutines, and what

@@ -42,8 +42,8 @@ func BenchmarkDecideNew(b *testing.B) {
 		i := n.Add(1)
 		d, err := g.Decide(b.Context(), greylist.Attempt{
 			Time:   start.Add(time.Duration(i) * time.Millisecond),
-			Addr:   netip.AddrFrom4([4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}),
-			Sender: fmt.Sprintf("someone.%s@sender.example", letters(i)), Rcpt: "somebody@rcpt.example",
+			Client: greylist.Client{Addr: netip.AddrFrom4([4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}), Class: greylist.NoName},
+			Sender: fmt.Sprintf("someone.%s@sender.example", letters(i)), Rcpts: []string{"somebody@rcpt.example"},
 		})
 		if err != nil || d.Accept {
 			b.Errorf("%v, %v", d, err)

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"time"
 
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/guard"
@@ -56,9 +55,22 @@ var migrations = [...]string{
 	// The empty name counts the grey records.
 	`CREATE TABLE counter (name TEXT NOT NULL PRIMARY KEY, n INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 	INSERT INTO counter SELECT '', count(*) FROM rec WHERE state = 1`,
+
+	// Grey records are counted by client network, which is the first half of the
+	// key or in net; other kinds, from 8 on, by kind. Networks as a whole (4) and
+	// their quotas (5) are no more.
+	`ALTER TABLE rec ADD COLUMN net BLOB NOT NULL DEFAULT x'';
+	ALTER TABLE rec ADD COLUMN client TEXT NOT NULL DEFAULT '';
+	DELETE FROM rec WHERE substr(k, 16, 1) IN (x'04', x'05');
+	CREATE INDEX rec_net ON rec (net) WHERE net <> x'';
+	CREATE INDEX rec_kind ON rec (substr(k, 16, 1), last) WHERE substr(k, 16, 1) >= x'08';
+	CREATE TABLE waiting (net BLOB NOT NULL PRIMARY KEY, n INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+	CREATE INDEX waiting_heavy ON waiting (n) WHERE n >= 32;
+	INSERT INTO waiting SELECT substr(k, 1, 8), count(*) FROM rec WHERE state = 1 GROUP BY 1;
+	UPDATE counter SET n = (SELECT count(*) FROM rec WHERE state = 1) WHERE name = ''`,
 }
 
-const columns = "k, state, tries, first, last, nets, origin, sender, rcpt"
+const columns = "k, state, tries, first, last, nets, origin, sender, rcpt, net, client"
 
 // Bounds of one statement.
 const (
@@ -117,13 +129,13 @@ func selectKeys(n int) string {
 }
 
 func insertRows(n int) string {
-	const values = "(?,?,?,?,?,?,?,?,?)"
+	const values = "(?,?,?,?,?,?,?,?,?,?,?)"
 	return "REPLACE INTO rec (" + columns + ") VALUES " + values + strings.Repeat(","+values, n-1)
 }
 
 // rowArgs appends what insertRows wants for a record.
 func rowArgs(args []any, k greylist.Key, r *greylist.Record) []any {
-	return append(args, k[:], int64(r.State), r.Tries, r.First, r.Last, []byte(r.Nets), r.Origin, r.Sender, r.Rcpt)
+	return append(args, k[:], int64(r.State), r.Tries, r.First, r.Last, []byte(r.Nets), r.Origin, r.Sender, r.Rcpt, []byte(r.Net), r.Client)
 }
 
 func keyArgs(keys []greylist.Key) []any {
@@ -138,14 +150,14 @@ func keyArgs(keys []greylist.Key) []any {
 func scan(rows *sql.Rows, f func(greylist.Entry)) error {
 	defer rows.Close()
 	for rows.Next() {
-		var k, nets sql.RawBytes
+		var k, nets, net sql.RawBytes
 		var e greylist.Entry
 		r := &e.Record
-		if err := rows.Scan(&k, &r.State, &r.Tries, &r.First, &r.Last, &nets, &r.Origin, &r.Sender, &r.Rcpt); err != nil {
+		if err := rows.Scan(&k, &r.State, &r.Tries, &r.First, &r.Last, &nets, &r.Origin, &r.Sender, &r.Rcpt, &net, &r.Client); err != nil {
 			return err
 		}
 		copy(e.Key[:], k)
-		r.Nets = string(nets)
+		r.Nets, r.Net = string(nets), string(net)
 		f(e)
 	}
 	return rows.Err()
@@ -211,7 +223,7 @@ func (r *reader) close() {
 func counters(ctx context.Context, db interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }) (map[string]int64, error) {
-	rows, err := db.QueryContext(ctx, "SELECT name, n FROM counter WHERE name <> ''")
+	rows, err := db.QueryContext(ctx, "SELECT name, n FROM counter WHERE name >= ' '")
 	if err != nil {
 		return nil, err
 	}
@@ -243,14 +255,15 @@ type writer struct {
 	del     *sql.Stmt
 	touch   *sql.Stmt
 	grow    *sql.Stmt
+	group   *sql.Stmt
 	version *sql.Stmt
 
-	data   int64                 // PRAGMA data_version
-	grey   int64                 // made, less those removed, in this transaction
-	rows   map[greylist.Key]*row // of this transaction
-	wrote  int                   // rows, in this transaction
-	shrink bool
-	evict  greylist.Key // where the search for the oldest goes on
+	data    int64                 // PRAGMA data_version
+	changes changes               // of this transaction
+	rows    map[greylist.Key]*row // of this transaction
+	wrote   int                   // rows, in this transaction
+	shrink  bool
+	next    greylist.Key // where the search for the oldest goes on
 }
 
 // A row is a record within a transaction: as stored, and as it shall be. What
@@ -265,7 +278,7 @@ func openWriter(o Options) (_ *writer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{path: path, rows: make(map[greylist.Key]*row)}
+	w := &writer{path: path, rows: make(map[greylist.Key]*row), changes: newChanges()}
 	if w.file, err = known(path); errors.Is(err, fs.ErrNotExist) && !o.Existing {
 		if err = create(path); err == nil {
 			w.file, err = known(path)
@@ -296,7 +309,8 @@ func openWriter(o Options) (_ *writer, err error) {
 		{&w.put[maxPuts], insertRows(maxPuts)},
 		{&w.del, "DELETE FROM rec WHERE k = ?"},
 		{&w.touch, "UPDATE rec SET last = ?2, first = min(first, ?2) WHERE k = ?1 AND state = 2 AND last >= ?3 AND last <> ?2"},
-		{&w.grow, "INSERT INTO counter VALUES ('', ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n RETURNING n"},
+		{&w.grow, "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n RETURNING n"},
+		{&w.group, "INSERT INTO waiting VALUES (?, ?) ON CONFLICT (net) DO UPDATE SET n = n + excluded.n"},
 		{&w.version, "PRAGMA data_version"},
 	} {
 		if *s.stmt, err = w.conn.PrepareContext(background(), s.text); err != nil {
@@ -382,7 +396,7 @@ func (w *writer) close() {
 		}
 	}
 	// SQLite keeps a connection open while it has statements.
-	for _, s := range slices.Concat(w.read[:], w.put[:], []*sql.Stmt{w.del, w.touch, w.grow, w.version}) {
+	for _, s := range slices.Concat(w.read[:], w.put[:], []*sql.Stmt{w.del, w.touch, w.grow, w.group, w.version}) {
 		if s != nil {
 			s.Close()
 		}
@@ -407,7 +421,7 @@ func (w *writer) changed() (bool, error) {
 }
 
 func (w *writer) begin() error {
-	w.grey, w.wrote = 0, 0
+	w.changes, w.wrote = newChanges(), 0
 	clear(w.rows)
 	_, err := w.conn.ExecContext(background(), "BEGIN IMMEDIATE")
 	return err
@@ -423,99 +437,11 @@ func (w *writer) commit(maxGrey, looks int, evict bool) error {
 	if err := w.flush(); err != nil {
 		return err
 	}
-	if w.grey != 0 || evict {
-		n, err := w.greyCount()
-		if err != nil {
-			return err
-		}
-		if n > int64(maxGrey) {
-			if err := w.evictOldest(n-int64(maxGrey), looks); err != nil {
-				return err
-			}
-			if _, err := w.greyCount(); err != nil {
-				return err
-			}
-		}
+	if err := w.bound(maxGrey, looks, evict); err != nil {
+		return err
 	}
 	_, err := w.conn.ExecContext(background(), "COMMIT")
 	return err
-}
-
-// greyCount brings the stored number of grey records up to date.
-func (w *writer) greyCount() (n int64, err error) {
-	err = w.grow.QueryRowContext(background(), w.grey).Scan(&n)
-	w.grey = 0
-	return n, err
-}
-
-const (
-	evictRows = 2000 // looked at to find the oldest
-	evictTime = 20 * time.Millisecond
-)
-
-// evictOldest removes the oldest grey records. Keys being random, the rows that
-// follow any key are a fair sample; of each sample the oldest eighth goes, until
-// enough are gone, or so many samples were looked at, or others have waited long
-// enough.
-func (w *writer) evictOldest(excess int64, looks int) error {
-	type row struct {
-		k     greylist.Key
-		first int64
-	}
-	for end := time.Now().Add(evictTime); excess > 0 && looks > 0; looks-- {
-		var grey []row
-		from, looked := w.evict, 0
-		scan := func(query string, args ...any) error {
-			rows, err := w.conn.QueryContext(background(), query, args...)
-			if err != nil {
-				return err
-			}
-			defer rows.Close()
-			for rows.Next() {
-				var k sql.RawBytes
-				var r row
-				var state int
-				if err := rows.Scan(&k, &state, &r.first); err != nil {
-					return err
-				}
-				looked++
-				copy(r.k[:], k)
-				w.evict = r.k
-				if state == int(greylist.Grey) {
-					grey = append(grey, r)
-				}
-			}
-			return rows.Err()
-		}
-		if err := scan("SELECT k, state, first FROM rec WHERE k > ? ORDER BY k LIMIT ?", from[:], evictRows); err != nil {
-			return err
-		}
-		whole := false
-		if looked < evictRows {
-			w.evict = greylist.Key{}
-			if err := scan("SELECT k, state, first FROM rec WHERE k <= ? ORDER BY k LIMIT ?", from[:], evictRows-looked); err != nil {
-				return err
-			}
-			whole = looked < evictRows
-		}
-		n := excess
-		if !whole {
-			n = int64(len(grey)/8 + 1)
-		}
-		slices.SortFunc(grey, func(a, b row) int { return int(min(max(a.first-b.first, -1), 1)) })
-		for _, r := range grey[:min(n, int64(len(grey)))] {
-			if _, err := w.del.ExecContext(background(), r.k[:]); err != nil {
-				return err
-			}
-			w.wrote++
-			w.grey--
-			excess--
-		}
-		if whole || time.Now().After(end) {
-			break
-		}
-	}
-	return nil
 }
 
 // recount sets the number of grey records, as it was before this transaction, to
@@ -587,12 +513,8 @@ func (w *writer) flush() error {
 			continue
 		}
 		w.wrote++
-		if r.old.State == greylist.Grey {
-			w.grey--
-		}
-		if r.now.State == greylist.Grey {
-			w.grey++
-		}
+		w.changes.add(greylist.Entry{Key: k, Record: r.old}, -1)
+		w.changes.add(greylist.Entry{Key: k, Record: r.now}, 1)
 		if r.now.State != greylist.Absent {
 			puts = append(puts, k)
 		} else if _, err := w.del.ExecContext(background(), k[:]); err != nil {
@@ -639,7 +561,7 @@ func (w *writer) renew(passes map[greylist.Key]renewal) error {
 
 func (w *writer) count(add map[string]int64) error {
 	for name, n := range add {
-		if name == "" {
+		if name < " " {
 			continue // ours
 		}
 		w.wrote++

@@ -50,8 +50,8 @@ func decide(t *testing.T, s *Store, path string, from, n int) (failed int64) {
 			for i := range work {
 				d, err := g.Decide(context.Background(), greylist.Attempt{
 					Time:   time.Unix(1_700_000_000+i, 0),
-					Addr:   netip.AddrFrom4([4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}),
-					Sender: fmt.Sprintf("someone.%s@sender.example", letters(i)), Rcpt: "somebody@rcpt.example",
+					Client: greylist.Client{Addr: netip.AddrFrom4([4]byte{byte(i >> 16), byte(i >> 8), byte(i), 1}), Class: greylist.NoName},
+					Sender: fmt.Sprintf("someone.%s@sender.example", letters(i)), Rcpts: []string{"somebody@rcpt.example"},
 				})
 				if err != nil {
 					bad.Add(1)

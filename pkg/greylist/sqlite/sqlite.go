@@ -36,7 +36,7 @@ import (
 // Options are the settings of a Store.
 type Options struct {
 	Path    string
-	MaxGrey int // grey records; past it the oldest go, more or less. 0: greylist.DefaultMaxGrey
+	MaxGrey int // grey records; past it those of the network with most go, the oldest, more or less. 0: greylist.DefaultMaxGrey
 
 	// Existing is for the operator's command: a file that is not there is not
 	// made, and a corrupt one left where it is.
@@ -257,7 +257,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 	for _, e := range page {
 		if expired(e.Key, e.Record) {
 			keys = append(keys, e.Key)
-		} else if e.Record.State == greylist.Grey {
+		} else if waits(e) {
 			found++
 		}
 	}
@@ -270,7 +270,7 @@ func (s *Store) Sweep(ctx context.Context, expired func(greylist.Key, greylist.R
 			if err := w.update(keys, func(recs []greylist.Record) {
 				for i := range recs {
 					if recs[i].State != greylist.Absent && expired(keys[i], recs[i]) {
-						if recs[i].State == greylist.Grey {
+						if waits(greylist.Entry{Key: keys[i], Record: recs[i]}) {
 							was++
 						}
 						recs[i] = greylist.Record{}

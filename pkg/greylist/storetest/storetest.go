@@ -61,6 +61,8 @@ func (b Backend) Run(t *testing.T) {
 	t.Run("All", b.testAll)
 	t.Run("Sweep", b.testSweep)
 	t.Run("MaxGrey", b.testMaxGrey)
+	t.Run("Blast", b.testBlast)
+	t.Run("Bounded", b.testBounded)
 	t.Run("Count", b.testCount)
 	t.Run("Context", b.testContext)
 	t.Run("Cache", b.testCache)
@@ -123,7 +125,8 @@ func (b Backend) testUpdate(t *testing.T) {
 	s := b.open(t, b.Place(t), 0)
 	full := greylist.Record{
 		State: greylist.Pass, Tries: 7, First: 1_000_000_000_001, Last: 1_000_000_000_002, Nets: "\x00\xff\n'",
-		Origin: "net:192.0.2.0/24", Sender: "o'brien|\x00\xff@x.example", Rcpt: "bob@rcpt.example",
+		Net: "\x00\xff345678", Origin: "net:192.0.2.0/24", Sender: "o'brien|\x00\xff@x.example", Rcpt: "bob@rcpt.example",
+		Client: "192.0.2.1 mx.x.example",
 	}
 	// More keys than any store takes at once.
 	var keys []greylist.Key
@@ -201,7 +204,8 @@ func (b Backend) testAll(t *testing.T) {
 	want := make(map[greylist.Key]greylist.Record)
 	var keys []greylist.Key
 	for n := range 3000 {
-		k := key(greylist.Kind(n%6+1), n)
+		kinds := greylist.Kinds()
+		k := key(kinds[n%len(kinds)], n)
 		keys = append(keys, k)
 		want[k] = greylist.Record{State: greylist.State(n%2 + 1), Tries: n}
 	}
@@ -286,6 +290,91 @@ func (b Backend) testMaxGrey(t *testing.T) {
 	}
 	if grey != 100 || pass != 301 || oldest != 1200 {
 		t.Errorf("%d grey, want 100; %d passes, want 301; oldest %d, want 1200", grey, pass, oldest)
+	}
+}
+
+// A blast pushes out itself: of the network that has most the oldest go, and what
+// counts its attempts last.
+func (b Backend) testBlast(t *testing.T) {
+	const most, blast = 400, 3000
+	s := b.open(t, b.Place(t), most)
+	attempt := func(net byte, n int) greylist.Key {
+		k := key(greylist.KindAttempt, n)
+		copy(k[:8], bytes.Repeat([]byte{net}, 8))
+		return k
+	}
+	// Older ones of many networks, half of them under another neighbourhood.
+	var innocent []greylist.Key
+	for n := range 200 {
+		k := attempt(byte(n%20), n)
+		r := greylist.Record{State: greylist.Grey, Tries: 1, First: int64(n)}
+		if n%2 == 0 {
+			k = key(greylist.KindAttempt, n)
+			r.Net = string(bytes.Repeat([]byte{byte(n % 20)}, 8))
+		}
+		innocent = append(innocent, k)
+		set(t, s, k, r)
+	}
+	counter := key(greylist.KindClient, 1)
+	copy(counter[:8], bytes.Repeat([]byte{0xbb}, 8))
+	set(t, s, counter, greylist.Record{State: greylist.Grey, Tries: blast, First: 900})
+	for start := 0; start < blast; start += 100 {
+		var keys []greylist.Key
+		var recs []greylist.Record
+		for n := start; n < start+100; n++ {
+			k, r := attempt(0xbb, 1000+n), greylist.Record{State: greylist.Grey, Tries: 1, First: int64(1000 + n)}
+			if n%3 == 0 {
+				k, r.Net = key(greylist.KindAttempt, 1000+n), string(bytes.Repeat([]byte{0xbb}, 8))
+			}
+			keys, recs = append(keys, k), append(recs, r)
+		}
+		update(t, s, keys, func(old []greylist.Record) { copy(old, recs) })
+	}
+	left := all(t, s)
+	for n, k := range innocent {
+		if left[k].State == greylist.Absent {
+			t.Errorf("%d was pushed out", n)
+		}
+	}
+	if left[counter].State == greylist.Absent {
+		t.Error("the counter was pushed out")
+	}
+	newest := left[attempt(0xbb, 1000+blast-2)].State
+	if len(left) > most || len(left) < most*9/10 || newest == greylist.Absent {
+		t.Errorf("%d records, at most %d; the newest is %s", len(left), most, newest)
+	}
+}
+
+// Kinds with a bound of their own keep those used last.
+func (b Backend) testBounded(t *testing.T) {
+	s := b.open(t, b.Place(t), 10)
+	const more = 500
+	most := greylist.KindOurs.Most()
+	var keys []greylist.Key
+	for n := range most + more {
+		keys = append(keys, key(greylist.KindOurs, n))
+	}
+	use := func(keys []greylist.Key, last int) {
+		for start := 0; start < len(keys); start += 500 {
+			update(t, s, keys[start:min(start+500, len(keys))], func(recs []greylist.Record) {
+				for i := range recs {
+					recs[i].State, recs[i].Last = greylist.Pass, int64(last+start+i)
+				}
+			})
+		}
+	}
+	use(keys[:most], 0)
+	use(keys[:100], most) // again
+	use(keys[most:], most+1000)
+	left := all(t, s)
+	if len(left) > most || len(left) < most-more {
+		t.Errorf("%d records, want %d", len(left), most)
+	}
+	for n, k := range keys {
+		used := n < 100 || n >= 2*more
+		if used && left[k].State == greylist.Absent {
+			t.Fatalf("%d has gone", n)
+		}
 	}
 }
 
@@ -404,11 +493,45 @@ func newList(s greylist.Store) *greylist.Greylist {
 	return greylist.New(greylist.Options{
 		Store: s, Clear: true,
 		Secret: func() ([]byte, error) { return secret, nil },
-		Policy: greylist.Policy{MaxPerNet: 20, WhiteExp: 10 * 24 * time.Hour},
+		Policy: greylist.Policy{MaxPerClient: 5, WhiteExp: 10 * 24 * time.Hour},
 	})
 }
 
 var epoch = time.Date(2024, 2, 28, 23, 0, 0, 0, time.UTC)
+
+// randomAttempt is one of few, so that they meet each other.
+func randomAttempt(r *rand.Rand, t time.Time) greylist.Attempt {
+	a := greylist.Attempt{
+		Time: t,
+		Client: greylist.Client{
+			Addr:  netip.AddrFrom4([4]byte{192, 0, byte(r.IntN(3)), byte(r.IntN(4))}),
+			Class: greylist.NoName,
+		},
+		Sender: fmt.Sprintf("u%c@%c.example", 'a'+r.IntN(3), 'a'+r.IntN(3)),
+		Junked: r.IntN(4) == 0,
+		Trap:   r.IntN(50) == 0,
+	}
+	for range 1 + r.IntN(3) {
+		a.Rcpts = append(a.Rcpts, fmt.Sprintf("r%c@b.example", 'a'+r.IntN(3)))
+	}
+	switch r.IntN(4) {
+	case 0:
+		a.SPF = greylist.SPFResult{Status: greylist.SPFPass, Domain: "a.example", Frees: r.IntN(2) == 0}
+	case 1:
+		a.SPF = greylist.SPFResult{Status: greylist.SPFTempError}
+	}
+	switch r.IntN(6) {
+	case 0:
+		a.Client.Name, a.Client.Domain, a.Client.Class = "mx.pool.example", "pool.example", greylist.Proper
+	case 1:
+		a.Client.Name, a.Client.Domain, a.Client.Class = "h1.pool.example", "pool.example", greylist.Generic
+	case 2:
+		a.Client.Provider, a.Client.ProviderDomain = "big", "big.example"
+	case 3:
+		a.Client.Class = greylist.DNSFail
+	}
+	return a
+}
 
 // Random attempts are answered as by a Memory, whether the store is closed in
 // between or not.
@@ -439,14 +562,20 @@ func (b Backend) testDecisions(t *testing.T) {
 		default:
 			now = now.Add(time.Duration(r.IntN(60_000)) * time.Millisecond)
 		}
-		a := greylist.Attempt{
-			Time:   now,
-			Addr:   netip.AddrFrom4([4]byte{192, 0, byte(r.IntN(3)), byte(r.IntN(4))}),
-			Sender: fmt.Sprintf("u%c@a.example", 'a'+r.IntN(6)),
-			Rcpt:   fmt.Sprintf("r%c@b.example", 'a'+r.IntN(3)),
-		}
-		if r.IntN(3) == 0 {
-			a.SPF = "a.example"
+		a := randomAttempt(r, now)
+		if r.IntN(10) == 0 {
+			l := greylist.Letter{Time: now, From: a.Rcpts[0], To: []string{a.Sender, "x@b.example"}, Relayed: r.IntN(2) == 0}
+			for _, g := range []*greylist.Greylist{ours, theirs} {
+				if _, err := g.Learn(t.Context(), l); err != nil {
+					t.Fatal(err)
+				}
+				if err := g.Ours(now, "x@c.example"); err != nil {
+					t.Fatal(err)
+				}
+				if err := g.Flush(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
 		}
 		want, err := theirs.Decide(t.Context(), a)
 		if err != nil {
@@ -473,8 +602,8 @@ func (b Backend) testExchange(t *testing.T) {
 	g := newList(s)
 	for n := range 300 {
 		g.Decide(t.Context(), greylist.Attempt{
-			Time: epoch.Add(time.Duration(n) * time.Second), Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n % 7)}),
-			Sender: fmt.Sprintf("u%d@a.example", n%11), Rcpt: "b@b.example", SPF: "a.example",
+			Time: epoch.Add(time.Duration(n) * time.Second), Client: greylist.Client{Addr: netip.AddrFrom4([4]byte{192, 0, 2, byte(n % 7)}), Class: greylist.NoName},
+			Sender: fmt.Sprintf("u%d@a.example", n%11), Rcpts: []string{"b@b.example"}, SPF: greylist.SPFResult{Status: greylist.SPFPass, Domain: "a.example"},
 		})
 	}
 	var text bytes.Buffer
@@ -492,14 +621,14 @@ func (b Backend) testExchange(t *testing.T) {
 	if err := g.Allow(t.Context(), epoch, "198.51.100.1"); err != nil {
 		t.Error(err)
 	}
-	d, err := g.Decide(t.Context(), greylist.Attempt{Time: epoch, Addr: netip.MustParseAddr("198.51.100.1"), Sender: "x@y.example", Rcpt: "b@b.example"})
+	d, err := g.Decide(t.Context(), greylist.Attempt{Time: epoch, Client: greylist.Client{Addr: netip.MustParseAddr("198.51.100.1"), Class: greylist.NoName}, Sender: "x@y.example", Rcpts: []string{"b@b.example"}})
 	if err != nil || !d.Accept {
 		t.Errorf("allowed, but %v, %v", d, err)
 	}
 	if n, err := g.Delete(t.Context(), "198.51.100.1"); n != 1 || err != nil {
 		t.Errorf("deleted %d, %v", n, err)
 	}
-	d, err = g.Decide(t.Context(), greylist.Attempt{Time: epoch, Addr: netip.MustParseAddr("198.51.100.1"), Sender: "x@y.example", Rcpt: "b@b.example"})
+	d, err = g.Decide(t.Context(), greylist.Attempt{Time: epoch, Client: greylist.Client{Addr: netip.MustParseAddr("198.51.100.1"), Class: greylist.NoName}, Sender: "x@y.example", Rcpts: []string{"b@b.example"}})
 	if err != nil || d.Accept {
 		t.Errorf("deleted, but %v, %v", d, err)
 	}

@@ -101,7 +101,7 @@ func (m *model) decide(a Attempt) (accept bool, reason Reason) {
 		}
 		for _, o := range append([]string{"net " + net}, shared...) {
 			k := o + " " + a.Sender + " " + r
-			if strings.HasPrefix(o, "spf") {
+			if strings.HasPrefix(o, "spf") && a.SPF.Frees {
 				k = o + " " + r
 			}
 			keys[r] = append(keys[r], k)

@@ -95,7 +95,7 @@ func (g *Greylist) plan(h *hasher, a *Attempt) *plan {
 	for _, rcpt := range rcpts {
 		sender := NormalizeSender(a.Sender, rcpt)
 		for _, o := range shared {
-			if strings.HasPrefix(o, "spf:") {
+			if strings.HasPrefix(o, "spf:") && a.SPF.Frees {
 				add(roleAttempt, KindAttempt, o, "", rcpt) // proven by its domain
 			} else {
 				add(roleAttempt, KindAttempt, o, sender, rcpt)

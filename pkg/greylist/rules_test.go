@@ -652,6 +652,12 @@ func TestFrees(t *testing.T) {
 		if d := attempt(70*time.Second, "203.0.113.7", "bob@rcpt.example"); d.Reason != Retry {
 			t.Error(d)
 		}
+		// Who else is in such a domain is somebody else.
+		a := mail{addr: "45.9.9.9", from: "b@any.example", spf: SPFPass}.attempt(75 * time.Second)
+		a.SPF.Frees = frees
+		if d, err := g.Decide(t.Context(), a); err != nil || d.Accept != frees {
+			t.Errorf("frees %v: %v, %v", frees, d, err)
+		}
 		if d := attempt(80*time.Second, "203.0.113.7", "eve@rcpt.example"); d.Reason != Known {
 			t.Error(d)
 		}

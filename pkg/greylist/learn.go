@@ -304,7 +304,7 @@ func (g *Greylist) expectKey(what, rcpt string) (Entry, error) {
 	if addr, err := netip.ParseAddr(strings.Trim(what, "[]")); err == nil {
 		what = hostOrigin(addr.Unmap().WithZone(""), g.policy.Mask6)
 	} else if local, domain := splitAddr(what); domain != "" {
-		if domain, err = parseDomain(asciiDomain(domain)); err != nil || local == "" {
+		if _, err := parseDomain(asciiDomain(domain)); err != nil || local == "" {
 			return Entry{}, fmt.Errorf("%s is not an address", quoted(what))
 		}
 		what = expectedAddress(what)

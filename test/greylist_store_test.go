@@ -330,7 +330,7 @@ func startFeed(t *testing.T, dir string) *feed {
 	t.Helper()
 	f := &feed{answers: map[string]chan string{}, done: make(chan struct{})}
 	f.cmd = exec.Command(filepath.Join(os.Getenv(binEnv), "filter-greylist"),
-		"-store", "sqlite:"+filepath.Join(dir, "greylist.db"), "-spf", "off", "-resolver", "127.0.0.1:9")
+		"-store", "sqlite:"+filepath.Join(dir, "greylist.db"), "-who", "all", "-spf", "off", "-resolver", "127.0.0.1:9")
 	f.cmd.Stderr = &f.log
 	var err error
 	if f.in, err = f.cmd.StdinPipe(); err != nil {
@@ -407,7 +407,7 @@ func (f *feed) attempt(session int, second int64, n uint32) (answer string) {
 	f.answers[id] = c
 	f.mu.Unlock()
 	report := fmt.Sprintf("report|0.7|%d.000000|smtp-in|", second)
-	_, err := io.WriteString(f.in, report+"link-connect|"+id+"|<unknown>|fail|"+addr.String()+":1234|192.0.2.25:25\n"+
+	_, err := io.WriteString(f.in, report+"link-connect|"+id+"|mx.feed.example|pass|"+addr.String()+":1234|192.0.2.25:25\n"+
 		report+"link-identify|"+id+"|EHLO|client.example.net\n"+
 		report+"tx-begin|"+id+"|11223344\n"+
 		report+"tx-mail|"+id+"|11223344|ok|a@sender.example\n"+

@@ -884,31 +884,6 @@ func TestSessionState(t *testing.T) {
 	})
 }
 
-// A session that never ends is dropped when nothing has come of it for a day.
-func TestSweep(t *testing.T) {
-	var closed []string
-	f := func(o Options) *Filter[none] {
-		f := New[none](o)
-		f.OnClose(func(s *Session[none]) { closed = append(closed, s.ID[15:]) })
-		return f
-	}
-	later := func(line string, hours int) string {
-		return strings.Replace(line, "1795322216", fmt.Sprint(1795322216+hours*3600), 1)
-	}
-	play(t, f, func(p *peer) {
-		p.send(connect(1), connect(2), later(connect(3), 23), later(report(2, proto.LinkIdentify, "EHLO|x"), 24))
-		p.send(later(connect(4), 25))
-		if got := strings.Join(closed, " "); got != "1" {
-			t.Errorf("after 25 hours closed: %q", got)
-		}
-		p.send(later(connect(5), 48), later(connect(6), 50))
-		slices.Sort(closed)
-		if got := strings.Join(closed, " "); got != "1 2 3 4" {
-			t.Errorf("after 50 hours closed: %q", got)
-		}
-	})
-}
-
 func TestDecide(t *testing.T) {
 	var calls int
 	var answer Response

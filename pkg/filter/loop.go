@@ -2,6 +2,7 @@ package filter
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,6 @@ const (
 	maxHeld     = 64 << 20    // bytes of lines that wait for their session
 	maxSessions = 100_000
 	maxTurns    = 100 // handlers called for one answer
-	dayMicros   = int64(24 * time.Hour / time.Microsecond)
-	hourMicros  = int64(time.Hour / time.Microsecond)
 )
 
 // loop is a run of a filter. One goroutine, the leader, does everything: it
@@ -40,8 +39,6 @@ type loop[S any] struct {
 	err      error         // valid once finished is closed
 
 	sessions   map[proto.ID]*Session[S]
-	newest     int64 // time of the newest line, microseconds
-	swept      int64
 	registered bool
 	busy       map[*Session[S]]bool // those in state waiting or stuck
 	draining   *Session[S]          // whose queue is being handled
@@ -152,7 +149,6 @@ func (l *loop[S]) lead() {
 			}
 			l.chunk, l.rest = chunk, chunk
 			l.handleRest()
-			l.sweep()
 		case n := <-l.notes:
 			l.watch.on()
 			l.take(n)
@@ -247,7 +243,6 @@ func (l *loop[S]) handle(line []byte) {
 		return
 	}
 	l.register()
-	l.newest = max(l.newest, l.line.Micros) // lines are not sorted by time
 	s := l.sessions[l.line.Session]
 	if s != nil && (s.state == waiting || s.state == stuck) {
 		s.queue = append(s.queue, slices.Clone(line))
@@ -281,19 +276,20 @@ func (l *loop[S]) register() {
 	l.put = append(l.put, proto.Ready...)
 }
 
-// sweep ends, once an hour, the sessions of which nothing has come for a day.
-func (l *loop[S]) sweep() {
-	if l.swept == 0 {
-		l.swept = l.newest
-	}
-	if l.newest-l.swept < hourMicros {
-		return
-	}
-	l.swept = l.newest
+// makeRoom ends the sessions of which nothing has come for longest, so that there
+// is room for new ones. None is ended for its age alone: smtpd tells when a session
+// ends, and a client can be quiet for days, with commands of which no report tells.
+func (l *loop[S]) makeRoom() {
+	l.core.complain("too many sessions, the quietest are forgotten", "limit", maxSessions)
+	quiet := make([]*Session[S], 0, len(l.sessions))
 	for _, s := range l.sessions {
-		if l.newest-s.micros > dayMicros && (s.state == idle || s.state == lost) {
-			l.close(s)
+		if s.state == idle || s.state == lost {
+			quiet = append(quiet, s)
 		}
+	}
+	slices.SortFunc(quiet, func(a, b *Session[S]) int { return cmp.Compare(a.micros, b.micros) })
+	for _, s := range quiet[:min(len(quiet), maxSessions/16)] {
+		l.close(s)
 	}
 }
 
@@ -324,6 +320,10 @@ func (l *loop[S]) report(s *Session[S]) {
 		s.txLife.end()
 		s.endTx(l.decideAt)
 	}
+	if s.other {
+		s.other = false
+		s.endTx(l.decideAt)
+	}
 	if h := l.onReport[l.line.Event]; h != nil {
 		s.req = request{}
 		line := l.line // what a handler uses is its own: it may be left behind
@@ -339,8 +339,7 @@ func (l *loop[S]) open(old *Session[S]) {
 		return
 	}
 	if old == nil && len(l.sessions) >= maxSessions {
-		l.core.complain("too many sessions", "limit", maxSessions)
-		return
+		l.makeRoom()
 	}
 	s := &Session[S]{
 		ID:     l.line.Session.String(),
@@ -399,6 +398,9 @@ func (l *loop[S]) request(s *Session[S]) {
 		return
 	}
 	s.req.Arg = string(l.line.Fields)
+	if p == MailFrom {
+		s.asked = s.req.Arg
+	}
 	req := s.req.Request
 	s.req.decide = l.decide != nil && l.decides(p)
 	var r Response

@@ -27,7 +27,9 @@ type Session[S any] struct {
 	key     proto.ID
 	micros  int64 // time of the newest line
 	decided decided
-	junked  scope // what smtpd was told to junk
+	asked   string // sender of the last mail-from request
+	other   bool   // smtpd tells of another sender than asked, or has not taken that one
+	junked  scope  // what smtpd was told to junk
 	msg     message
 
 	state   state
@@ -158,7 +160,9 @@ func (s *Session[S]) update(l *proto.Line) error {
 		if err != nil {
 			return err
 		}
-		// A MAIL FROM inside a transaction is refused under its id.
+		// A MAIL FROM inside a transaction is refused under its id. One that is
+		// refused otherwise has begun none: what was decided of it is void.
+		s.other = m.Result == proto.OK && m.Address != s.asked || m.Result != proto.OK && s.Tx.ID == ""
 		if m.Result == proto.OK {
 			s.Tx = Tx{ID: m.Msg, From: m.Address}
 		}

@@ -24,6 +24,7 @@ type state struct {
 	inquiry *dnsbl.Inquiry           // nil: the lists are not asked
 	early   map[dnsbl.Subject]string // names that were asked about and have not been needed yet
 	idle    bool                     // one never was
+	from    string                   // sender of the last MAIL FROM
 }
 
 // Filter returns the filter with its handlers.
@@ -42,10 +43,22 @@ func (c *check) Filter() program.Runner {
 	// Lists that are read again may ask about names.
 	f.OnReport(proto.LinkIdentify, func(s *filter.Session[state], _ *proto.Line) { c.foresee(s, dnsbl.Helo, s.Helo) })
 	f.OnReport(proto.TxMail, func(s *filter.Session[state], _ *proto.Line) { c.foresee(s, dnsbl.From, domainOf(s.Tx.From)) })
+	if c.Phase > filter.MailFrom && c.asksSenders() {
+		f.On(filter.MailFrom, func(s *filter.Session[state], r filter.Request) filter.Response {
+			s.Local.from = r.Arg
+			return filter.Proceed()
+		})
+	}
 	if c.Header {
 		f.SetHeader(spec.Field, c.headerValue)
 	}
 	return f
+}
+
+// asksSenders reports whether a list is asked about the domain of senders. Smtpd
+// tells nothing of a sender of over 255 bytes, so that it has to be asked for.
+func (c *check) asksSenders() bool {
+	return slices.ContainsFunc(c.lists.Value().all(), func(l dnsbl.List) bool { return l.Ask&dnsbl.From != 0 })
 }
 
 // begin asks the lists about a new client.
@@ -100,6 +113,9 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 	q := s.Local.inquiry
 	// The request that is decided may be the one that brings the name.
 	helo, from := s.Helo, s.Tx.From
+	if s.Tx.ID == "" {
+		from = s.Local.from
+	}
 	switch r.Phase {
 	case filter.Helo, filter.Ehlo:
 		helo = r.Arg

@@ -30,6 +30,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
@@ -331,7 +332,10 @@ func (p *Program) Warn(format string, args ...any) {
 
 // Mask has everything that is printed or logged go through f, which takes out
 // what must not be seen.
-func (p *Program) Mask(f func(string) string) { p.out.mask, p.errs.mask = f, f }
+func (p *Program) Mask(f func(string) string) {
+	p.out.mask.Store(&f)
+	p.errs.mask.Store(&f)
+}
 
 // endTime is what is left to tasks when the filter ends: the file system may
 // hang, and smtpd does not wait.
@@ -401,14 +405,15 @@ func (p *Program) config(check Check) error {
 // is of whole lines.
 type masked struct {
 	w    io.Writer
-	mask func(string) string
+	mask atomic.Pointer[func(string) string] // the log may be writing when it is set
 }
 
 func (m *masked) Write(b []byte) (int, error) {
-	if m.mask == nil {
+	mask := m.mask.Load()
+	if mask == nil {
 		return m.w.Write(b)
 	}
-	_, err := io.WriteString(m.w, m.mask(string(b)))
+	_, err := io.WriteString(m.w, (*mask)(string(b)))
 	return len(b), err
 }
 

@@ -93,6 +93,8 @@ func (c *check) needs(p filter.Phase) bool {
 	switch {
 	case c.testMode || c.slowFactor > 0 || p == filter.Data || p == filter.Commit:
 		return true
+	case p == filter.RcptTo && c.junkBelow > 0 && c.junkPhase() == filter.Data:
+		return true // smtpd does not tell of every recipient that it takes
 	case p == c.Phase && c.blockBelow > 0:
 		return true
 	case p == filter.StartTLS || p == filter.Auth || p == filter.Quit:

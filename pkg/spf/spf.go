@@ -121,8 +121,8 @@ type counters struct {
 type call struct {
 	id     identity // of the first
 	done   chan struct{}
-	cancel context.CancelFunc
-	users  int // who wait for it, guarded by the Checker's mu
+	cancel context.CancelFunc // until done, guarded by the Checker's mu as users is
+	users  int                // who wait for it
 
 	// Valid once done.
 	until  time.Time
@@ -215,11 +215,17 @@ func (m *call) isDone() bool {
 // with ctx.
 func (c *Checker) start(ctx context.Context, id identity) *call {
 	m := &call{id: id, done: make(chan struct{})}
-	ctx, m.cancel = context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), c.timeout)
+	m.cancel = cancel
 	m.result, m.until = Result{Status: TempError, Domain: id.domain}, time.Now().Add(keepError)
 	guard.Go(c.log, "spf", func() {
-		defer m.cancel()
-		defer close(m.done)
+		defer func() {
+			cancel()
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			close(m.done)
+			m.cancel = nil // what is kept holds nothing of who asked
+		}()
 		w := &walk{ctx: ctx, c: c, id: id, client: c.sources.of(id.addr), left: maxQueries}
 		m.result, m.uses = w.check()
 		if m.result.Status != TempError && !w.silent {

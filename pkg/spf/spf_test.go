@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
+	"weak"
 )
 
 // zone answers from lines "NAME TYPE DATA", and counts. A line with the data
@@ -157,5 +159,30 @@ host.ptr.example A 198.51.100.7
 		if r.String() != tt.want {
 			t.Errorf("%+v: got %v", tt, r)
 		}
+	}
+}
+
+// A result is kept for long, and the session it was made for is not.
+func TestKeptHoldsNobody(t *testing.T) {
+	c := New(Options{Resolver: newZone("a.example TXT v=spf1 -all\n")})
+	ask := func() weak.Pointer[[64]byte] {
+		session := new([64]byte)
+		ctx, cancel := context.WithCancel(context.WithValue(t.Context(), session, session))
+		defer cancel()
+		if r := c.Check(ctx, Query{Addr: netip.MustParseAddr("192.0.2.1"), Sender: "x@a.example"}); r.Status != Fail {
+			t.Fatal(r)
+		}
+		return weak.Make(session)
+	}
+	p := ask()
+	for i := 0; p.Value() != nil; i++ {
+		if i == 100 {
+			t.Fatal("the session is held")
+		}
+		runtime.GC()
+		runtime.Gosched()
+	}
+	if c.cache.Len() != 1 {
+		t.Errorf("%d results are kept, want 1", c.cache.Len())
 	}
 }

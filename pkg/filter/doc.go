@@ -37,7 +37,7 @@
 //
 // Work ends with what it was started for. A look-up of what the client gives for
 // one message, a sender say, is started with [GoTx]: a client may name senders
-// without end, and take each of them back.
+// without end, and take each of them back. What is only waited for is a [Promise].
 //
 // The protocol is described in smtpd-filters(7); package proto knows its lines.
 package filter

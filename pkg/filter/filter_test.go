@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -858,7 +859,7 @@ func TestVersions(t *testing.T) {
 
 func TestSessionState(t *testing.T) {
 	f := on(Noop, func(s *Session[none], _ Request) Response {
-		return Reject(550, "", fmt.Sprintf("%v %t %s %t %s %s %s %v %v", s.Src, s.Unix(), s.RDNS, s.FCrDNS, s.Helo, s.TLS, s.User, s.Tx, s.Time().UnixMicro()))
+		return Reject(550, "", fmt.Sprintf("%v %v %t %s %t %s %s %s %v %v", s.Src, s.Dst, s.Unix(), s.RDNS, s.FCrDNS, s.Helo, s.TLS, s.User, s.Tx, s.Time().UnixMicro()))
 	})
 	play(t, f, func(p *peer) {
 		want := func(s string) {
@@ -867,20 +868,20 @@ func TestSessionState(t *testing.T) {
 			p.want(result(1, Noop, "reject|550 "+s+" 1795322216000000"))
 		}
 		p.send(report(1, proto.LinkConnect, "<unknown>|fail|[fe80::1%em0]:25|[::]:25"))
-		want("[fe80::1%em0]:25 false <unknown> false    {  []}")
+		want("[fe80::1%em0]:25 [::]:25 false <unknown> false    {  []}")
 		p.send(connect(1), report(1, proto.LinkIdentify, "EHLO|a.example"), report(1, proto.LinkTLS, "TLSv1.3:X:256"), report(1, proto.LinkAuth, "fail|eve"))
-		want("198.51.100.7:35341 false mail.sender.example true a.example TLSv1.3:X:256  {  []}")
+		want("198.51.100.7:35341 192.0.2.25:25 false mail.sender.example true a.example TLSv1.3:X:256  {  []}")
 		p.send(report(1, proto.LinkIdentify, "EHLO|b.example"), report(1, proto.LinkAuth, "pass|bob"), report(1, proto.LinkAuth, "fail|eve"),
 			report(1, proto.TxMail, "00000000|permfail|bad@x.example"))
-		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
+		want("198.51.100.7:35341 192.0.2.25:25 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
 		p.send(report(1, proto.TxMail, "00000001|ok|a@x.example"), report(1, proto.TxMail, "00000001|permfail|b@x.example"),
 			report(1, proto.TxRcpt, "00000001|ok|1@x.example"), report(1, proto.TxRcpt, "00000002|ok|4@x.example"),
 			strings.Replace(report(1, proto.TxRcpt, "00000001|ok|5@x.example"), "smtp-in", "smtp-out", 1), report(1, proto.TxRcpt, "00000001|permfail|2@x.example"), report(1, proto.TxRcpt, "00000001|ok|3@x.example"))
-		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {00000001 a@x.example [1@x.example 3@x.example]}")
+		want("198.51.100.7:35341 192.0.2.25:25 false mail.sender.example true b.example TLSv1.3:X:256 bob {00000001 a@x.example [1@x.example 3@x.example]}")
 		p.send(report(1, proto.TxReset, "00000001"))
-		want("198.51.100.7:35341 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
+		want("198.51.100.7:35341 192.0.2.25:25 false mail.sender.example true b.example TLSv1.3:X:256 bob {  []}")
 		p.send(report(1, proto.LinkConnect, "mx.example.org|pass|unix:/var/run/smtpd.sock|unix:/var/run/smtpd.sock"))
-		want("invalid AddrPort true mx.example.org true    {  []}")
+		want("invalid AddrPort invalid AddrPort true mx.example.org true    {  []}")
 	})
 }
 
@@ -1215,6 +1216,52 @@ func TestWorkBound(t *testing.T) {
 		if out := p.out.take(); strings.Count(out, "proceed") != maxWork+1 {
 			t.Errorf("%d answers, want %d", strings.Count(out, "proceed"), maxWork+1)
 		}
+	})
+}
+
+// What is promised is no work: more sessions than may have work wait for it, none
+// has a goroutine, and only the deadline ends it.
+func TestPromise(t *testing.T) {
+	var kept []func(string)
+	f := on(Connect, func(s *Session[none], _ Request) Response {
+		p, done := Promise[string]()
+		kept = append(kept, done)
+		return Await(p, func(v string, err error) Response { return Reject(554, "", fmt.Sprint(v, err)) })
+	})
+	play(t, f, func(p *peer) {
+		kept = nil
+		n := maxWork + 100
+		before := runtime.NumGoroutine()
+		var lines []string
+		for i := range n {
+			lines = append(lines, client(i+1, fmt.Sprintf("10.1.%d.%d:25", i>>8, i&255)), ask(i+1, Connect, ""))
+		}
+		p.send(strings.Join(lines, "\n"))
+		p.want()
+		if more := runtime.NumGoroutine() - before; more > 10 {
+			t.Errorf("%d goroutines more", more)
+		}
+		for _, done := range kept[:n-1] {
+			done("said")
+			done("twice")
+		}
+		synctest.Wait()
+		if out := p.out.take(); strings.Count(out, "disconnect|554 said<nil>\n") != n-1 {
+			t.Errorf("%d answers, want %d", strings.Count(out, "554 said"), n-1)
+		}
+		time.Sleep(16 * time.Second)
+		p.want(result(n, Connect, "proceed"))
+		kept[n-1]("late")
+	})
+	// It may be kept before it is awaited.
+	g := on(Connect, func(s *Session[none], _ Request) Response {
+		p, done := Promise[string]()
+		done("at once")
+		return Await(p, func(v string, err error) Response { return Reject(554, "", fmt.Sprint(v, err)) })
+	})
+	play(t, g, func(p *peer) {
+		p.send(connect(1), ask(1, Connect, ""))
+		p.want(result(1, Connect, "disconnect|554 at once<nil>"))
 	})
 }
 

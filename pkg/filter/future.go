@@ -57,6 +57,16 @@ func GoOn[T, S any](s *Session[S], timeout time.Duration, work func(context.Cont
 	return begin(s, nil, netip.Prefix{}, timeout, work)
 }
 
+// Promise returns a future that is done when done is called, the first time. It is
+// for what is waited for and not worked at, such as something that one task of
+// the program sees to for all sessions: it costs no goroutine, does not count for
+// ErrBusy, and the deadline of the request is its only limit. Done is called by
+// any goroutine, but by a handler only before the future is awaited.
+func Promise[T any]() (f *Future[T], done func(T)) {
+	f = &Future[T]{}
+	return f, func(v T) { f.resolve(v, nil) }
+}
+
 func begin[T, S any](s *Session[S], l *life, client netip.Prefix, timeout time.Duration, work func(context.Context) T) *Future[T] {
 	f := &Future[T]{}
 	c := s.run

@@ -344,6 +344,7 @@ func (l *loop[S]) open(old *Session[S]) {
 	s := &Session[S]{
 		ID:     l.line.Session.String(),
 		Src:    netip.AddrPortFrom(link.Src.Addr().Unmap(), link.Src.Port()),
+		Dst:    netip.AddrPortFrom(link.Dest.Addr().Unmap(), link.Dest.Port()),
 		RDNS:   link.RDNS,
 		FCrDNS: link.FCrDNS == proto.Pass,
 		run:    &l.core,

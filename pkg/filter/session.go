@@ -13,6 +13,7 @@ import (
 type Session[S any] struct {
 	ID     string         // as in smtpd's own log: 16 hexadecimal digits
 	Src    netip.AddrPort // the client; not valid if it came through a local socket
+	Dst    netip.AddrPort // smtpd's listener, which may be one of all addresses, 0.0.0.0 or ::; not valid if Src is not
 	RDNS   string         // reverse name, "<unknown>" if there is none or the DNS had trouble; see proto.Link
 	FCrDNS bool           // a forward address of RDNS is the client's; false also if the DNS had trouble
 	Helo   string         // name given with HELO or EHLO, once smtpd has accepted it

@@ -25,6 +25,9 @@ import (
 // are counted in another at the end.
 type Gate[S any] struct {
 	*Program
+	// Only has clients judged at this phase, which is before rcpt-to, and at no
+	// later one in its place: nothing else is asked of smtpd.
+	Only bool
 	// Visit returns where the Gate keeps what it needs to know of a session.
 	Visit func(*filter.Session[S]) *Visit
 	// Judge returns then(verdict), or an Await of what has to be known first.
@@ -57,6 +60,10 @@ func (v *Visit) Refused() bool { return v.refused > 0 }
 func (g *Gate[S]) Handle(f *filter.Filter[S]) {
 	if g.Phase >= filter.MailFrom {
 		f.OnReport(proto.TxReset, func(s *filter.Session[S], _ *proto.Line) { g.Reset(s) })
+	}
+	if g.Only {
+		f.On(g.Phase, g.decide)
+		return
 	}
 	if g.Phase < filter.RcptTo {
 		f.Decide(g.Phase, g.decide)

@@ -101,7 +101,7 @@ type Program struct {
 	Exempt    *exempt.Lists
 	Complain  *guard.Complaints // what is said once a minute
 	Resolver  *resolve.Resolver // once OpenResolver was called
-	Phase     filter.Phase      // of -phase
+	Phase     filter.Phase      // of -phase; without that flag Spec.New's function may set it
 	Header    bool              // -header
 	Trusted   exempt.Networks
 	Lists     exempt.Options // what the flags of lists say
@@ -277,19 +277,22 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 	if p.Operator {
 		p.Lists.Log = nil // -n and explain tell what is wrong themselves
 	}
-	p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo
 	var errs [2]error
+	var check Check
+	check, errs[1] = open()
+	p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo // open may have set it
 	p.Exempt, errs[0] = exempt.Open(p.Lists)
 	if errs[0] == nil {
 		p.Metrics.Files(p.Exempt)
 	}
-	var check Check
-	check, errs[1] = open()
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
 	}
+	if p.spec.Phases == nil && p.Phase != 0 && p.Phase < filter.MailFrom && len(p.Lists.Senders) > 0 {
+		p.Warn("-allowSenders does nothing at %s: senders are not known yet", p.Phase)
+	}
 	if p.spec.Phases == nil && p.Phase != 0 && p.Phase < filter.RcptTo && len(p.Lists.Recipients) > 0 {
-		p.Warn("-allowRecipients does nothing with -phase %s: recipients are not known yet", p.phase.Value)
+		p.Warn("-allowRecipients does nothing at %s: recipients are not known yet", p.Phase)
 	}
 	for _, err := range p.Exempt.Warnings() {
 		p.Warn("%v", err)
@@ -346,6 +349,7 @@ func (p *Program) serve(check Check) int {
 	for _, w := range p.warnings {
 		p.Log.Warn(w)
 	}
+	f := check.Filter() // which may have tasks
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks []<-chan struct{}
 	beside := func(what string, f func(context.Context)) {
@@ -362,7 +366,7 @@ func (p *Program) serve(check Check) int {
 	for _, t := range p.tasks {
 		beside(t.what, t.run)
 	}
-	status := check.Filter().Serve(p.In, p.out.w)
+	status := f.Serve(p.In, p.out.w)
 	cancel()
 	late := time.After(endTime)
 	for _, ended := range tasks {

@@ -1,7 +1,7 @@
 # Works with GNU make and with the make of the BSDs.
 
 VERSION =	0.1
-FILTERS =	filter-dnsbl filter-dyndns filter-greylist filter-senderscore
+FILTERS =	filter-dnsbl filter-dyndns filter-greet filter-greylist filter-senderscore
 
 # smtpd looks for filters in LIBEXECDIR: /usr/libexec/opensmtpd in Debian,
 # /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD.

@@ -44,10 +44,14 @@ func metricsArgs(filter, dir string) (args []string, known bool) {
 	args, known = map[string][]string{
 		"filter-dnsbl":       {"-blockAt", "1", "-allowClients", list, "zen@zen.example", "KEY.zen.dq.example"},
 		"filter-dyndns":      {"-allowClients", list},
+		"filter-greet":       {"-wait", "0", "-allowClients", list},
 		"filter-greylist":    {"-store", "memory:", "-allowClients", list},
 		"filter-senderscore": {"-blockBelow", "50", "-stateFile", "", "-allowClients", list},
 	}[filter]
-	return append([]string{"-resolver", "127.0.0.1:9", "-timeout", "50ms"}, args...), known
+	if filter != "filter-greet" {
+		args = append([]string{"-timeout", "50ms"}, args...)
+	}
+	return append([]string{"-resolver", "127.0.0.1:9"}, args...), known
 }
 
 // count lets a filter hear a recorded session and write its metrics to file.

@@ -144,6 +144,7 @@ func (c *check) begin(s *filter.Session[state]) {
 	if wait > 0 {
 		promise, done := filter.Promise[found]()
 		t.wait, t.hold = promise, c.waiting.begin(t.conn, wait, done)
+		c.Log.Debug(s.ID, "filter", "greet", "event", "held", "addr", s.Src.Addr(), "listener", s.Dst, "wait", wait)
 	}
 }
 

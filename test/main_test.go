@@ -51,7 +51,7 @@ func run(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(bin) }()
-	programs := []string{"./test/scripted"}
+	programs := []string{"./test/scripted", "./test/denied"}
 	for _, f := range filters() {
 		programs = append(programs, "./"+f)
 	}

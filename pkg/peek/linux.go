@@ -90,6 +90,7 @@ func (l *Looker) Look(c *Conn) (Seen, error) {
 		return Seen{}, err
 	}
 	var found socket
+	var local netip.Addr
 	for _, a := range addrs {
 		s, err := l.ask(c.Client, netip.AddrPortFrom(a, c.Listener.Port()), nil)
 		switch {
@@ -99,13 +100,13 @@ func (l *Looker) Look(c *Conn) (Seen, error) {
 		case found.open():
 			return Seen{}, nil // which of them?
 		default:
-			found, c.local = s, a
+			found, local = s, a
 		}
 	}
 	if !found.open() {
 		return Seen{}, nil
 	}
-	c.cookie = found.cookie
+	c.local, c.cookie = local, found.cookie
 	return found.seen(), nil
 }
 

@@ -243,7 +243,9 @@ func TestTwoMatch(t *testing.T) {
 	second.send(t, "EHLO x\r\n")
 	expect(t, l, &Conn{Client: second.from(), Listener: second.to()}, Seen{Early, 8})
 
-	look(t, l, &Conn{Client: second.from(), Listener: listener}, Seen{State: Unknown})
+	both := &Conn{Client: second.from(), Listener: listener}
+	look(t, l, both, Seen{State: Unknown})
+	look(t, l, both, Seen{State: Unknown})
 	look(t, l, c, Seen{State: Silent})
 }
 

@@ -43,8 +43,19 @@ func (s *Server) Dial(src string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr, 0)), Timeout: patience}
-	conn, err := d.Dial("tcp", listener(addr).String())
+	return Dial(netip.AddrPortFrom(addr, 0), listener(addr))
+}
+
+// Dial connects from src, whose port may be 0 or that of another connection, to
+// dst.
+func Dial(src, dst netip.AddrPort) (*Client, error) {
+	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(src), Timeout: patience}
+	d.Control = func(_, _ string, c syscall.RawConn) (err error) {
+		return cmp.Or(c.Control(func(fd uintptr) {
+			err = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_REUSEADDR, 1)
+		}), err)
+	}
+	conn, err := d.Dial("tcp", dst.String())
 	if err != nil {
 		return nil, err
 	}
@@ -86,8 +97,7 @@ func (c *Client) Do(line string) (Reply, error) {
 	return c.Reply()
 }
 
-// StartTLS makes the connection an encrypted one. The certificate is not
-// verified.
+// StartTLS is TLS after that command.
 func (c *Client) StartTLS() error {
 	r, err := c.Do("STARTTLS")
 	if err != nil {
@@ -96,6 +106,12 @@ func (c *Client) StartTLS() error {
 	if r.Code != 220 {
 		return fmt.Errorf("STARTTLS: %v", r)
 	}
+	return c.TLS()
+}
+
+// TLS makes the connection an encrypted one, as clients of smtps do. The certificate is
+// not verified.
+func (c *Client) TLS() error {
 	conn := tls.Client(c.Conn, &tls.Config{InsecureSkipVerify: true})
 	if err := conn.Handshake(); err != nil {
 		return err

@@ -173,3 +173,26 @@ func (p *Postfix) Stop() error {
 	_ = p.cmd.Wait()
 	return os.RemoveAll(p.dir)
 }
+
+// PostfixParameters returns the names of postfix's parameters that begin with
+// prefix.
+func PostfixParameters(prefix string) (names []string, err error) {
+	if err := PostfixReady(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "postfix")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	if err := os.WriteFile(filepath.Join(dir, "main.cf"), nil, 0o644); err != nil {
+		return nil, err
+	}
+	out, err := (&Postfix{}).command("usr/sbin/postconf", "-c", dir, "-d", "-H").Output()
+	for _, name := range strings.Fields(string(out)) {
+		if strings.HasPrefix(name, prefix) {
+			names = append(names, name)
+		}
+	}
+	return names, err
+}

@@ -90,6 +90,10 @@ type Config struct {
 	// it: "1m". Empty: there is enough.
 	StateSize string
 
+	// Listen are the listeners, as smtpd.conf has them: "0.0.0.0 port 25". Empty:
+	// port 25 of Addr4 and Addr6, with what TLS calls for.
+	Listen []string
+
 	// TLS offers STARTTLS and AUTH. It needs Release.TLS.
 	TLS bool
 
@@ -101,7 +105,7 @@ type Config struct {
 // A Filter is one filter of smtpd.conf.
 type Filter struct {
 	Name    string
-	Command string // the program's name in Config.Bin, and arguments, as sh takes them
+	Command string // the program's name in Config.Bin, and arguments, as sh takes them; other programs there may be among them
 	Builtin string // instead of Command, smtpd's own: "phase connect match !rdns junk"
 }
 
@@ -115,7 +119,7 @@ table "logins" file:{{.Dir}}/logins
 {{end}}{{if .Users}}table "users" { {{range $i, $u := .Users}}{{if $i}}, {{end}}"{{$u}}@{{$.Domain}}"{{end}} }
 {{end}}table "anyone" { "@{{.Domain}}" = "nobody", "@" = "nobody" }
 listen on socket{{with .Filter}} filter "{{.}}"{{end}}
-{{range .Addrs}}listen on {{.}} port 25{{if $.TLS}} tls pki "mx" auth-optional <logins>{{end}} hostname {{$.Hostname}}{{with $.Filter}} filter "{{.}}"{{end}}
+{{range .Addrs}}listen on {{.}} hostname {{$.Hostname}}{{with $.Filter}} filter "{{.}}"{{end}}
 {{end}}action "inbox" maildir "{{.Dir}}/mail/%{rcpt.user}" junk virtual <anyone>
 match from any for {{if .Users}}rcpt-to <users>{{else}}domain "{{.Domain}}"{{end}} action "inbox"
 match from local ! for domain "{{.Domain}}" action "inbox"
@@ -132,12 +136,20 @@ func (c Config) String() string {
 	default:
 		filter = "chain"
 	}
+	listen := c.Listen
+	if len(listen) == 0 {
+		tls := ""
+		if c.TLS {
+			tls = ` tls pki "mx" auth-optional <logins>`
+		}
+		listen = []string{Addr4 + " port 25" + tls, Addr6 + " port 25" + tls}
+	}
 	var b strings.Builder
 	err := confTemplate.Execute(&b, struct {
 		Config
 		Dir, Hostname, Domain, Filter string
 		Addrs                         []string
-	}{c, Dir, Hostname, Domain, filter, []string{Addr4, Addr6}})
+	}{c, Dir, Hostname, Domain, filter, listen})
 	if err != nil {
 		return err.Error()
 	}
@@ -304,13 +316,18 @@ func (s *Server) prepare() error {
 		if f.Builtin != "" {
 			continue
 		}
-		program, _, _ := strings.Cut(f.Command, " ")
-		data, err := os.ReadFile(filepath.Join(s.conf.Bin, program))
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(s.Path(program), data, 0o755); err != nil {
-			return err
+		// The program, and others that it is given to run.
+		for i, program := range strings.Fields(f.Command) {
+			data, err := os.ReadFile(filepath.Join(s.conf.Bin, program))
+			if i > 0 && err != nil {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := os.WriteFile(s.Path(program), data, 0o755); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

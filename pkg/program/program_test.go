@@ -152,7 +152,7 @@ func TestCommandLine(t *testing.T) {
 		{"-n -allowClients nosuch", 1, "entries of -allowClients     0\n", "nosuch: no such file"},
 		{"-n -allowSenders nosuch -allowRecipients nosuch", 1, "entries of -allowSenders     0\n", "nosuch: no such file"},
 		{"-n -allowClients reject", 0, "warning", ""},
-		{"-n -allowRecipients rcpts", 0, "-allowRecipients does nothing with -phase connect: recipients are not known yet", ""},
+		{"-n -allowRecipients rcpts", 0, "-allowRecipients does nothing at connect: recipients are not known yet", ""},
 		{"-n -allowRecipients rcpts -phase rcpt-to", 0, "entries of -allowRecipients  3", ""}, // with the default
 
 		// Lists in force.

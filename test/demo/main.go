@@ -1,9 +1,10 @@
 //go:build linux
 
-// Command demo shows filter-dyndns and filter-greylist at work: a real smtpd,
-// clients from a dozen addresses with the reverse names of the world, and where
-// their mail goes; then clients that come again, or do not. It runs as root, in
-// a network of its own, after the filters were built into bin/.
+// Command demo shows filter-dyndns, filter-greylist and filter-greet at work: a
+// real smtpd, clients from a dozen addresses with the reverse names of the world,
+// and where their mail goes; then clients that come again, or do not; then such
+// that wait for the greeting, or do not. It runs as root, in a network of its own,
+// after the filters were built into bin/.
 package main
 
 import (
@@ -42,9 +43,12 @@ func run() (status int, err error) {
 		if err := showDyndns(os.Stdout, release, bin); err != nil {
 			return 1, err
 		}
-		return 0, showGreylist(os.Stdout, release, bin)
+		if err := showGreylist(os.Stdout, release, bin); err != nil {
+			return 1, err
+		}
+		return 0, showGreet(os.Stdout, release, bin)
 	}
-	for _, name := range []string{"bin/filter-dyndns", "bin/filter-greylist"} {
+	for _, name := range []string{"bin/filter-dyndns", "bin/filter-greylist", "bin/filter-greet"} {
 		if _, err := os.Stat(name); err != nil {
 			return 1, fmt.Errorf("%w; run make first, and this from the top folder", err)
 		}

@@ -236,7 +236,7 @@ func startGreylist(ctx context.Context, bin string, store *greyStore) (*greyFilt
 		return nil, err
 	}
 	defer log.Close()
-	c := exec.CommandContext(ctx, filepath.Join(bin, "filter-greylist"), "-store", "sqlite:"+store.path, "-passtime", "60s",
+	c := exec.CommandContext(ctx, filepath.Join(bin, "filter-greylist"), "-store", "sqlite:"+store.path, "-passTime", "60s",
 		"-spf", "off", "-trusted", "none", "-phase", "data", "-maxGrey", strconv.Itoa(greyMax))
 	c.Stderr = log
 	in, err := c.StdinPipe()

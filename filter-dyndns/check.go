@@ -35,13 +35,13 @@ func (c *check) Filter() program.Runner {
 	// The DNS may be asked twice for one answer.
 	deadline := 2*c.Timeout.Value + 5*time.Second
 	f := filter.New[state](filter.Options{Log: c.Log, Metrics: c.Metrics, Deadline: deadline})
+	f.OnSession(c.begin)
 	c.gate = &program.Gate[state]{
 		Program: c.Program,
 		Visit:   func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
 		Judge:   c.decide,
 	}
 	c.gate.Handle(f)
-	f.OnSession(c.begin)
 	if c.Header {
 		f.SetHeader(spec.Field, c.headerValue)
 	}

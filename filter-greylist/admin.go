@@ -35,13 +35,12 @@ type operator struct {
 
 // usages are the arguments of the commands.
 var usages = map[string]string{
-	"list":    "[grey|pass|pair|list] [-json]",
-	"explain": "ADDRESS SENDER RECIPIENT [HELO]",
-	"allow":   "KEY...",
-	"delete":  "KEY...",
-	"stats":   "[-json]",
-	"export":  "",
-	"import":  "[FILE...]",
+	"list":   "[grey|pass|pair|list] [-json]",
+	"allow":  "KEY...",
+	"delete": "KEY...",
+	"stats":  "[-json]",
+	"export": "",
+	"import": "[FILE...]",
 }
 
 func usageError(name string) error {
@@ -359,12 +358,12 @@ func (o *operator) load(ctx context.Context, paths []string) error {
 
 // openImports opens what import is to read, before the rights of root are given
 // up. What cannot be opened is said when it is its turn.
-func openImports(f *flags) map[string]*os.File {
+func openImports(words []string) map[string]*os.File {
 	files := make(map[string]*os.File)
-	if f.command() != "import" {
+	if len(words) == 0 || words[0] != "import" {
 		return files
 	}
-	for _, path := range f.Args()[1:] {
+	for _, path := range words[1:] {
 		if file, err := os.Open(path); err == nil && files[path] == nil {
 			files[path] = file
 		}

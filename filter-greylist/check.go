@@ -17,6 +17,7 @@ import (
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/metrics"
+	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/spf"
 )
@@ -40,175 +41,155 @@ const learnTimeout = 5 * time.Second
 
 // state is what is kept of a session.
 type state struct {
+	program.Visit
 	host   string // as smtpd greets
 	spf    *filter.Future[spf.Result]
 	client *filter.Future[greylist.Client] // nil if who is known, or nobody has asked
 	who    greylist.Client
 	known  bool
 	junked scope
-	trap   string // the line of -trap that the transaction has met, if it springs it only at DATA
-	header string // what X-Greylist says of the present message
+	trap   string           // the line of -trap that the transaction has met, if it springs it only at DATA
+	header string           // what X-Greylist says of the present message
+	answer *program.Verdict // of the present transaction, once there is one
 }
 
-// filter returns the filter with its handlers.
-func (c *checker) filter() *filter.Filter[state] {
-	f := filter.New[state](filter.Options{
-		Log: c.log, Metrics: c.metrics,
-		Deadline: max(15*time.Second, c.flags.Timeout.Value+5*time.Second),
-	})
+// Filter returns the filter with its handlers.
+func (c *check) Filter() program.Runner {
+	c.gate = &program.Gate[state]{
+		Program:   c.Program,
+		Visit:     func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
+		Judge:     c.decide,
+		Recipient: c.recipient,
+		Exempted:  c.exempted,
+		SPF:       func(s *filter.Session[state]) *filter.Future[spf.Result] { return s.Local.spf },
+	}
+	deadline := max(15*time.Second, c.Timeout.Value+5*time.Second)
+	f := filter.New[state](filter.Options{Log: c.Log, Metrics: c.Metrics, Deadline: deadline})
+	c.gate.Handle(f)
+	if len(c.trapFiles) > 0 {
+		f.On(filter.RcptTo, c.trap)
+	}
 	f.OnReport(proto.TxMail, c.mailed)
 	f.OnReport(proto.TxReset, c.ended)
 	f.OnReport(proto.FilterResponse, c.taken)
 	f.OnReport(proto.TxRcpt, c.accepted)
-	if len(c.flags.traps) > 0 {
-		f.On(filter.RcptTo, c.trap)
-	}
-	f.Decide(c.flags.phase, c.decide)
-	if c.flags.learn {
+	if c.learn {
 		f.OnReport(proto.TxCommit, c.committed)
 	}
-	if c.flags.header {
+	if c.Header {
 		f.OnReport(proto.LinkGreeting, c.greeted)
-		f.SetHeader("X-Greylist", func(s *filter.Session[state]) string { return s.Local.header })
+		f.SetHeader(spec.Field, func(s *filter.Session[state]) string { return s.Local.header })
 	}
 	return f
 }
 
-func (c *checker) greeted(s *filter.Session[state], l *proto.Line) {
+func (c *check) greeted(s *filter.Session[state], l *proto.Line) {
 	s.Local.host = string(l.Fields)
 }
 
 // mailed begins a transaction: while the client names its recipients, the DNS is
 // asked about the sender.
-func (c *checker) mailed(s *filter.Session[state], _ *proto.Line) {
-	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok || s.Tx.ID == "" {
+func (c *check) mailed(s *filter.Session[state], _ *proto.Line) {
+	if !c.gate.Begin(s) || s.Tx.ID == "" {
 		return
 	}
 	c.client(s)
-	if c.flags.spf == "off" {
+	if c.spfMode == "off" {
 		return
 	}
 	addr, from, helo := s.Src.Addr(), s.Tx.From, s.Helo
-	s.Local.spf = filter.GoTx(s, c.flags.Timeout.Value, func(ctx context.Context) spf.Result {
+	s.Local.spf = filter.GoTx(s, c.Timeout.Value, func(ctx context.Context) spf.Result {
 		return c.spf.Check(ctx, spf.Query{Addr: addr, Helo: helo, Sender: from})
 	})
 }
 
 // ended forgets a transaction: of the next smtpd may not tell, see decide.
-func (c *checker) ended(s *filter.Session[state], _ *proto.Line) {
-	s.Local.spf, s.Local.header, s.Local.trap = nil, "", ""
+func (c *check) ended(s *filter.Session[state], _ *proto.Line) {
+	c.gate.Reset(s)
+	s.Local.spf, s.Local.header, s.Local.trap, s.Local.answer = nil, "", "", nil
 	if s.Local.junked == transaction {
 		s.Local.junked = nothing
 	}
 }
 
-// ours reports whether it is for us to deliver what a client sends.
-func (c *checker) ours(addr netip.Addr, user string) (why string, ok bool) {
-	switch {
-	case !addr.IsValid():
-		return "local socket", true
-	case user != "":
-		return "authenticated", true
-	}
-	v := c.flags.trusted.Verdict(addr)
-	return v.By, v.Exempt
-}
-
-// exempt reports whether a client is never greylisted: with why, and a word for
-// that in metrics and headers.
-func (c *checker) exempt(addr netip.Addr, user, name string, fcrdns bool) (word, why string, ok bool) {
-	if why, ok := c.ours(addr, user); ok {
-		return "ours", why, true
-	}
-	if !fcrdns {
-		name = ""
-	}
-	if m, ok := c.clients.Value().Lookup(addr, name); ok && m.Action == exempt.Permit {
-		return "client", "-allowClients " + m.String(), true
-	}
-	return "", "", false
-}
-
-// exemptSender reports whether a message is let through for its sender, as far
-// as SPF has proved it.
-func (c *checker) exemptSender(from string, r spf.Result) (word, why string, ok bool) {
-	proven := origin(r) != ""
-	if at, ok := c.senders.Value().Lookup(from, proven); ok {
-		return "sender", "-allowSenders " + at.String(), true
-	}
-	if c.flags.spf == "skip" && proven {
-		return "spf", "SPF pass for " + r.Domain, true
-	}
-	return "", "", false
-}
-
-// exemptMail reports whether a message is let through for its sender or all of
-// its recipients.
-func (c *checker) exemptMail(from string, rcpts []string, r spf.Result) (word, why string, ok bool) {
-	if word, why, ok := c.exemptSender(from, r); ok {
-		return word, why, true
-	}
-	for _, rcpt := range rcpts {
-		if why, ok = c.exemptRcpt(rcpt); !ok {
-			return "", "", false
+// recipient says whether mail to a recipient is let through at trials.
+func (c *check) recipient(addr string) exempt.Verdict {
+	if len(c.onlyFiles) > 0 { // which may be empty, or become so
+		if _, ok := c.only.Value().Lookup(addr); !ok {
+			return exempt.Verdict{Exempt: true, By: "-onlyRecipients"}
 		}
 	}
-	return "recipient", why, ok
+	return exempt.Verdict{}
 }
 
-func (c *checker) exemptRcpt(rcpt string) (why string, ok bool) {
-	if at, ok := c.rcpts.Value().Lookup(rcpt); ok {
-		return "-allowRecipients " + at.String(), true
-	}
-	if len(c.flags.onlyRecipients) > 0 { // which may be empty, or become so
-		if _, ok := c.only.Value().Lookup(rcpt); !ok {
-			return "not in -onlyRecipients", true
-		}
-	}
-	return "", false
-}
-
-// decide answers when the envelope is known.
-func (c *checker) decide(s *filter.Session[state], req filter.Request) filter.Response {
+// exempted counts a message that is exempt, and says so in it.
+func (c *check) exempted(s *filter.Session[state], v exempt.Verdict) {
 	c.saw(s.Time())
-	if _, ok := c.ours(s.Src.Addr(), s.User); !ok {
+	list := exemptBy(v.By)
+	c.Metrics.Counter(exemptTotal, cmp.Or(list, "ours")).Inc()
+	if v.Own {
+		if a := s.Src.Addr(); a.IsValid() && s.User == "" && c.nat.saw(a, a.IsPrivate() || a.IsLoopback(), s.Time()) {
+			c.Log.Warn("all clients have one private address, so nothing is greylisted: smtpd does not see who they are; have the addresses handed on, or see -trusted none", "addr", a)
+		}
+		return
+	}
+	if s.User == "" {
 		c.nat.saw(s.Src.Addr(), false, s.Time())
 	}
-	if word, why, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
-		return c.letPass(s, word, why)
+	// It is counted, and nothing else: no record is needed for that.
+	c.greylist.Decide(context.Background(), greylist.Attempt{Time: s.Time(), Client: greylist.Client{Addr: s.Src.Addr(), Listed: v.By}, Exempt: v.By})
+	c.setHeader(s, "not delayed ("+list+" on a list)")
+}
+
+// exemptBy says who is on a list, by the line of it; "" if it is no list.
+func exemptBy(by string) string {
+	flag, _, _ := strings.Cut(by, " ")
+	switch flag {
+	case "-allowClients":
+		return "client"
+	case "-allowSenders":
+		return "sender"
+	case "-allowRecipients", "-onlyRecipients":
+		return "recipient"
+	}
+	return ""
+}
+
+// decide says what is to be done when the envelope is known.
+func (c *check) decide(s *filter.Session[state], r filter.Request, then func(program.Verdict) filter.Response) filter.Response {
+	c.saw(s.Time())
+	c.nat.saw(s.Src.Addr(), false, s.Time())
+	if s.Local.answer != nil {
+		return then(*s.Local.answer)
 	}
 	rcpts := s.Tx.Rcpts
 	switch {
-	case req.Phase == filter.RcptTo:
-		// Callouts come with the null sender and go before DATA, and
-		// recipients that are exempt decide for nobody else.
-		if _, ok := c.exemptRcpt(req.Arg); ok || s.Tx.From == "" {
-			return filter.Undecided()
-		}
-		rcpts = []string{req.Arg}
+	case r.Phase == filter.RcptTo && s.Tx.From == "":
+		return then(program.Verdict{}) // callouts come with the null sender and go before DATA
+	case r.Phase == filter.RcptTo:
+		rcpts = []string{r.Arg}
 	case len(rcpts) == 0:
 		// smtpd takes addresses of over 255 bytes and does not tell of them:
 		// nobody shall pass by writing long ones.
 		rcpts = []string{""}
 	}
-	return c.withAttempt(s, rcpts, func(a greylist.Attempt, r spf.Result) filter.Response {
-		if word, why, ok := c.exemptMail(s.Tx.From, rcpts, r); ok {
-			return c.letPass(s, word, why)
-		}
-		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
+	return c.withAttempt(s, rcpts, func(a greylist.Attempt, result spf.Result) filter.Response {
+		return ask(s, func(ctx context.Context) (greylist.Decision, error) {
 			return c.greylist.Decide(ctx, a)
-		}, func(d greylist.Decision) filter.Response {
-			if d.Reason == greylist.Trapped && s.Local.trap != "" {
-				return c.conclude(s, a, d, "spf", c.shownSPF(r), "by", "-trap "+s.Local.trap)
+		}, func(d greylist.Decision, err error) filter.Response {
+			if err != nil {
+				return then(c.noStore(s, err))
 			}
-			return c.conclude(s, a, d, "spf", c.shownSPF(r))
+			v := c.verdict(s, a, d, result)
+			s.Local.answer = &v
+			return then(v)
 		})
 	})
 }
 
-// ask goes on with what the records say. If they are not there in time the
-// message passes.
-func ask[T any](c *checker, s *filter.Session[state], work func(context.Context) (T, error), then func(T) filter.Response) filter.Response {
+// ask goes on with what the records say, or an error if they are not there in
+// time.
+func ask[T any](s *filter.Session[state], work func(context.Context) (T, error), then func(T, error) filter.Response) filter.Response {
 	type answer struct {
 		value T
 		err   error
@@ -217,15 +198,12 @@ func ask[T any](c *checker, s *filter.Session[state], work func(context.Context)
 		v, err := work(ctx)
 		return answer{v, err}
 	}), func(a answer, err error) filter.Response {
-		if err = cmp.Or(err, a.err); err != nil {
-			return c.noStore(s, err)
-		}
-		return then(a.value)
+		return then(a.value, cmp.Or(err, a.err))
 	})
 }
 
 // withSPF goes on when it is known what SPF says, or that it will not be.
-func (c *checker) withSPF(s *filter.Session[state], then func(spf.Result) filter.Response) filter.Response {
+func (c *check) withSPF(s *filter.Session[state], then func(spf.Result) filter.Response) filter.Response {
 	if s.Local.spf == nil {
 		return then(spf.Result{}) // off, or smtpd has not told of the sender
 	}
@@ -246,74 +224,61 @@ func origin(r spf.Result) string {
 	return r.Domain
 }
 
-// saw takes note of the time of a line. A clock that was ahead, and was put
-// right, must not make all that is new look old.
-func (c *checker) saw(t time.Time) {
-	c.latest.Store(t.UnixMicro())
-}
-
-// conclude logs a decision and returns the answer.
-func (c *checker) conclude(s *filter.Session[state], a greylist.Attempt, d greylist.Decision, more ...any) filter.Response {
-	action := "refuse"
-	if d.Accept {
-		action = "accept"
-	}
-	c.metrics.Decision(action).Inc()
-	attrs := []any{"filter", "greylist", "action", action, "reason", d.Reason, "addr", s.Src.Addr(), "name", a.Client.Shown,
-		"from", "<" + s.Tx.From + ">", "rcpt", d.Rcpt}
-	if d.Suspect != greylist.Proper {
-		attrs = append(attrs, "suspect", d.Suspect)
-	}
-	attrs = append(attrs, "origin", d.Origin)
-	if d.By != "" {
-		attrs = append(attrs, "by", d.By)
+// verdict is what is done about a decision.
+func (c *check) verdict(s *filter.Session[state], a greylist.Attempt, d greylist.Decision, r spf.Result) program.Verdict {
+	v := program.Verdict{Reason: string(d.Reason), By: d.By}
+	if d.Reason == greylist.Trapped && s.Local.trap != "" {
+		v.By = "-trap " + s.Local.trap
 	}
 	if !d.Accept {
-		attrs = append(attrs, "left", seconds(d.Left))
+		v.Action, v.Reply = cli.Action{Name: cli.Defer}, c.replyTo(s.Src.Addr(), d)
 	}
-	if d.First {
-		attrs = append(attrs, "delay", seconds(d.Delay))
+	add := func(key string, value any, ok bool) {
+		if ok {
+			v.Keys = append(v.Keys, key, value)
+		}
 	}
-	if d.Tries > 0 {
-		attrs = append(attrs, "tries", d.Tries)
-	}
-	if d.Crowded {
-		attrs = append(attrs, "note", "client over -maxPerClient")
-	}
-	attrs = append(attrs, more...)
-	if c.flags.DryRun {
-		attrs = append(attrs, "dryRun", true)
-	}
-	c.log.Info(s.ID, attrs...)
+	add("found", a.Client.Name, a.Client.Name != "" && !(s.FCrDNS && sameName(a.Client.Name, s.RDNS))) // smtpd had none, or cut it
+	add("suspect", d.Suspect, d.Suspect != greylist.Proper)
+	add("origin", d.Origin, true)
+	add("left", seconds(d.Left), !d.Accept)
+	add("delay", seconds(d.Delay), d.First)
+	add("tries", d.Tries, d.Tries > 0)
+	add("note", "client over -maxPerClient", d.Crowded)
+	add("spf", c.shownSPF(r), true)
+	c.setHeader(s, why(d, r))
+	return v
+}
+
+func sameName(a, b string) bool { return strings.EqualFold(a, strings.TrimSuffix(b, ".")) }
+
+// why says in X-Greylist what became of a message.
+func why(d greylist.Decision, r spf.Result) string {
 	switch {
 	case d.First:
-		c.setHeader(s, fmt.Sprintf("delayed %d seconds", int64(d.Delay/time.Second)))
+		return fmt.Sprintf("delayed %d seconds", int64(d.Delay/time.Second))
 	case d.Reason == greylist.Vouched:
-		c.setHeader(s, "not delayed (vouched for by "+d.By+")")
+		return "not delayed (vouched for by " + d.By + ")"
 	case d.Reason == greylist.Expected:
-		c.setHeader(s, "not delayed (expected)")
+		return "not delayed (expected)"
+	case d.Reason == greylist.Exempted:
+		return "not delayed (SPF pass for " + r.Domain + ")"
 	case d.Reason == greylist.Paired:
-		c.setHeader(s, "not delayed (sender is known)")
+		return "not delayed (sender is known)"
 	case d.Accept:
-		c.setHeader(s, "not delayed ("+d.Origin+" is known)")
-	default:
-		c.setHeader(s, fmt.Sprintf("not delayed (dry run, would be refused as %s)", d.Reason))
+		return "not delayed (" + d.Origin + " is known)"
 	}
-	if d.Accept || c.flags.DryRun {
-		return filter.Proceed()
-	}
-	r := c.reply(s.Src.Addr(), d)
-	return filter.Reject(r.Code, r.Enhanced, r.Text)
+	return fmt.Sprintf("not delayed (dry run, would be refused as %s)", d.Reason)
 }
 
 // seconds is a time as replies and X-Greylist have it.
 func seconds(d time.Duration) string { return fmt.Sprint(int64(d/time.Second), "s") }
 
 // shownSPF is the result with what it is about.
-func (c *checker) shownSPF(r spf.Result) string {
+func (c *check) shownSPF(r spf.Result) string {
 	status := r.Status.String()
 	switch {
-	case c.flags.spf == "off":
+	case c.spfMode == "off":
 		status = "off"
 	case r.Everybody:
 		status = "everyone"
@@ -324,47 +289,24 @@ func (c *checker) shownSPF(r spf.Result) string {
 	return status + ":" + r.Domain
 }
 
-// letPass logs that a message is not greylisted, and lets it pass.
-func (c *checker) letPass(s *filter.Session[state], word, why string) filter.Response {
-	c.metrics.Counter(exemptTotal, word).Inc()
-	attrs := []any{"filter", "greylist", "action", "proceed", "addr", addrOf(s), "from", "<" + s.Tx.From + ">", "why", why}
-	if word == "ours" {
-		if a := s.Src.Addr(); a.IsValid() && s.User == "" && c.nat.saw(a, a.IsPrivate() || a.IsLoopback(), s.Time()) {
-			c.log.Warn("all clients have one private address, so nothing is greylisted: smtpd does not see who they are; have the addresses handed on, or see -trusted none", "addr", a)
-		}
-		c.log.Debug(s.ID, attrs...)
-		return filter.Proceed()
-	}
-	c.metrics.Decision("accept").Inc()
-	c.log.Info(s.ID, attrs...)
-	if word != "spf" {
-		why = word + " on a list"
-	}
-	c.setHeader(s, "not delayed ("+why+")")
-	return filter.Proceed()
-}
-
-func addrOf(s *filter.Session[state]) string {
-	if s.Unix() {
-		return "local"
-	}
-	return s.Src.Addr().String()
-}
-
 // noStore lets a message pass that the store has no answer to.
-func (c *checker) noStore(s *filter.Session[state], err error) filter.Response {
+func (c *check) noStore(s *filter.Session[state], err error) program.Verdict {
+	c.trouble("mail passes", err)
+	c.setHeader(s, "not delayed (no access to the records)")
+	return program.Verdict{Reason: "store"}
+}
+
+// trouble says that the records cannot be used.
+func (c *check) trouble(so string, err error) {
 	if errors.Is(err, context.DeadlineExceeded) {
 		err = fmt.Errorf("no answer within %s", storeTimeout)
 	}
-	c.metrics.Counter(storeErrorsTotal).Inc()
-	c.metrics.Decision("accept").Inc()
-	c.trouble.Say(slog.LevelWarn, "store", s.ID, "filter", "greylist", "action", "proceed", "addr", s.Src.Addr(), "from", "<"+s.Tx.From+">", "why", "store", "err", err)
-	c.setHeader(s, "not delayed (no access to the records)")
-	return filter.Proceed()
+	c.Metrics.Counter(storeErrorsTotal).Inc()
+	c.Complain.Say(slog.LevelWarn, so, "the records cannot be used, "+so, "store", c.url, "err", err)
 }
 
 // setHeader sets what X-Greylist says of the present message.
-func (c *checker) setHeader(s *filter.Session[state], what string) {
+func (c *check) setHeader(s *filter.Session[state], what string) {
 	host := s.Local.host
 	if host == "" {
 		host, _ = os.Hostname()
@@ -372,10 +314,10 @@ func (c *checker) setHeader(s *filter.Session[state], what string) {
 	s.Local.header = fmt.Sprintf("%s by filter-greylist at %s; %s", what, host, s.Time().Format(time.RFC1123Z))
 }
 
-// reply is what a refused client is told.
-func (c *checker) reply(addr netip.Addr, d greylist.Decision) cli.Reply {
+// replyTo is what a refused client is told.
+func (c *check) replyTo(addr netip.Addr, d greylist.Decision) cli.Reply {
 	_, domain, _ := strings.Cut(d.Rcpt, "@")
-	return c.flags.reply.Expand(
+	return c.reply.Expand(
 		"%s", fmt.Sprint(int64(d.Left/time.Second)),
 		"%m", fmt.Sprint(int64(math.Ceil(d.Left.Minutes()))),
 		"%i", addr.String(), "%o", d.Origin, "%d", domain)
@@ -384,38 +326,42 @@ func (c *checker) reply(addr netip.Addr, d greylist.Decision) cli.Reply {
 // trap refuses a client that writes to somebody who does not exist, and
 // remembers it. Whoever is known is let alone, and so are bounces and callouts:
 // spam is also sent in the name of traps, and good servers answer it.
-func (c *checker) trap(s *filter.Session[state], req filter.Request) filter.Response {
-	at, ok := c.traps.Value().Lookup(req.Arg)
-	if !ok || s.Tx.ID != "" && s.Tx.From == "" {
-		return filter.Proceed()
-	}
-	if _, _, ok := c.exempt(s.Src.Addr(), s.User, s.RDNS, s.FCrDNS); ok {
-		return filter.Proceed()
+func (c *check) trap(s *filter.Session[state], r filter.Request) filter.Response {
+	at, ok := c.traps.Value().Lookup(r.Arg)
+	if !ok || !c.gate.Begin(s) || s.Tx.ID != "" && s.Tx.From == "" {
+		return c.gate.Rcpt(s, r)
 	}
 	c.saw(s.Time())
-	return c.withAttempt(s, []string{req.Arg}, func(a greylist.Attempt, r spf.Result) filter.Response {
-		if _, _, ok := c.exemptSender(s.Tx.From, r); ok {
-			return filter.Proceed()
+	return c.gate.Sender(s, s.Tx.From, func(v exempt.Verdict) filter.Response {
+		if v.Exempt {
+			return c.gate.Rcpt(s, r)
 		}
-		// A mail server may verify a sender, for which it goes no further.
-		if a.Client.Name != "" && a.Client.Class == greylist.Proper {
-			s.Local.trap = at.String()
-			return filter.Proceed()
-		}
-		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
-			return c.greylist.Trap(ctx, a)
-		}, func(d greylist.Decision) filter.Response {
-			if d.Accept {
-				return filter.Proceed()
+		return c.withAttempt(s, []string{r.Arg}, func(a greylist.Attempt, result spf.Result) filter.Response {
+			// A mail server may verify a sender, for which it goes no further.
+			if a.Exempt == "" && a.Client.Name != "" && a.Client.Class == greylist.Proper {
+				s.Local.trap = at.String()
+				return c.gate.Rcpt(s, r)
 			}
-			return c.conclude(s, a, d, "by", "-trap "+at.String())
+			return ask(s, func(ctx context.Context) (greylist.Decision, error) {
+				return c.greylist.Trap(ctx, a)
+			}, func(d greylist.Decision, err error) filter.Response {
+				if err != nil {
+					c.trouble("mail passes", err)
+				}
+				if err != nil || d.Accept {
+					return c.gate.Rcpt(s, r)
+				}
+				v := c.verdict(s, a, d, result)
+				v.By = "-trap " + at.String()
+				return c.gate.Refuse(s, r, v)
+			})
 		})
 	})
 }
 
 // committed learns to whom our users write.
-func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
-	if _, ok := c.ours(s.Src.Addr(), s.User); !ok || s.Tx.From == "" || len(s.Tx.Rcpts) == 0 {
+func (c *check) committed(s *filter.Session[state], _ *proto.Line) {
+	if !c.Exempt.Own(program.ClientOf(s)).Exempt || s.Tx.From == "" || len(s.Tx.Rcpts) == 0 {
 		return
 	}
 	c.saw(s.Time())
@@ -424,11 +370,10 @@ func (c *checker) committed(s *filter.Session[state], _ *proto.Line) {
 	filter.GoOn(s, learnTimeout, func(ctx context.Context) error {
 		n, err := c.greylist.Learn(ctx, l)
 		if err != nil {
-			c.metrics.Counter(storeErrorsTotal).Inc()
-			c.trouble.Say(slog.LevelWarn, "store", id, "filter", "greylist", "why", "recipients not learned", "err", err)
+			c.trouble("nothing is learned", err)
 			return err
 		}
-		c.log.Debug(id, "filter", "greylist", "learned", n, "from", "<"+from+">")
+		c.Log.Debug(id, "filter", "greylist", "event", "learned", "from", "<"+from+">", "rcpts", n)
 		return nil
 	})
 }

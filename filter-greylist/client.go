@@ -9,6 +9,7 @@ import (
 
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/rdns"
 	"opensmtpd-filters/pkg/spf"
@@ -32,7 +33,7 @@ func clientOf(addr netip.Addr, name string, class rdns.Class, confirmed, unclear
 	c := greylist.Client{Addr: addr, Class: marks[class], Shown: "-"}
 	name = strings.TrimSuffix(strings.ToLower(name), ".")
 	switch {
-	case name == "" || name == unknown:
+	case name == "" || name == rdns.Unknown:
 		if c.Class = greylist.NoName; unclear {
 			c.Class = greylist.DNSFail
 		}
@@ -55,8 +56,8 @@ func clientOf(addr netip.Addr, name string, class rdns.Class, confirmed, unclear
 
 // judge finds out about a client. What smtpd has not found, or cut, is asked for
 // again: it says the same when the DNS does not answer.
-func (c *checker) judge(ctx context.Context, addr netip.Addr, name string, fcrdns bool) greylist.Client {
-	j := rdns.Judge{Resolver: c.resolver, Mismatch: true}
+func (c *check) judge(ctx context.Context, addr netip.Addr, name string, fcrdns bool) greylist.Client {
+	j := rdns.Judge{Resolver: c.Resolver, Mismatch: true}
 	f := j.Judge(ctx, rdns.Client{Addr: addr, Name: name, FCrDNS: fcrdns})
 	return clientOf(addr, f.Name, f.Class, f.Confirmed, f.Unclear)
 }
@@ -70,25 +71,25 @@ func known(addr netip.Addr, name string, fcrdns bool) (greylist.Client, bool) {
 }
 
 // client begins to find out about the client, once in a session.
-func (c *checker) client(s *filter.Session[state]) {
+func (c *check) client(s *filter.Session[state]) {
 	if s.Local.known || s.Local.client != nil {
 		return
 	}
 	addr, name, fcrdns := s.Src.Addr(), s.RDNS, s.FCrDNS
 	if s.Local.who, s.Local.known = known(addr, name, fcrdns); !s.Local.known {
-		s.Local.client = filter.Go(s, c.flags.Timeout.Value, func(ctx context.Context) greylist.Client {
+		s.Local.client = filter.Go(s, c.Timeout.Value, func(ctx context.Context) greylist.Client {
 			return c.judge(ctx, addr, name, fcrdns)
 		})
 	}
 }
 
 // withAttempt goes on when all is known about an attempt, or will not be.
-func (c *checker) withAttempt(s *filter.Session[state], rcpts []string, then func(greylist.Attempt, spf.Result) filter.Response) filter.Response {
+func (c *check) withAttempt(s *filter.Session[state], rcpts []string, then func(greylist.Attempt, spf.Result) filter.Response) filter.Response {
 	c.client(s)
 	return c.withSPF(s, func(r spf.Result) filter.Response {
 		a := greylist.Attempt{
-			Time: s.Time(), Helo: s.Helo, Sender: s.Tx.From, Rcpts: rcpts, SPF: spfOf(r, c.flags.spf),
-			Client: s.Local.who, Junked: s.Local.junked != nothing, Trap: s.Local.trap != "",
+			Time: s.Time(), Helo: s.Helo, Sender: s.Tx.From, Rcpts: rcpts, SPF: spfOf(r, c.spfMode),
+			Client: s.Local.who, Exempt: c.skips(r), Junked: s.Local.junked != nothing, Trap: s.Local.trap != "",
 		}
 		if s.Local.known {
 			return then(a, r)
@@ -102,6 +103,14 @@ func (c *checker) withAttempt(s *filter.Session[state], rcpts []string, then fun
 			return then(a, r)
 		})
 	})
+}
+
+// skips says why SPF lets a message through at once, "" if it does not.
+func (c *check) skips(r spf.Result) string {
+	if c.spfMode == "skip" && origin(r) != "" {
+		return "-spf skip"
+	}
+	return ""
 }
 
 // spfOf is what SPF says, for the decision; mode is that of -spf.
@@ -122,7 +131,7 @@ const (
 )
 
 // taken notes that another filter has junked the session or the transaction.
-func (c *checker) taken(s *filter.Session[state], l *proto.Line) {
+func (c *check) taken(s *filter.Session[state], l *proto.Line) {
 	t, err := proto.ParseTaken(l.Fields)
 	if err != nil || t.Decision != "junk" {
 		return
@@ -135,8 +144,8 @@ func (c *checker) taken(s *filter.Session[state], l *proto.Line) {
 }
 
 // accepted notes the domains that are ours: those that strangers may write to.
-func (c *checker) accepted(s *filter.Session[state], l *proto.Line) {
-	if _, ok := c.ours(s.Src.Addr(), s.User); ok {
+func (c *check) accepted(s *filter.Session[state], l *proto.Line) {
+	if c.Exempt.Own(program.ClientOf(s)).Exempt {
 		return
 	}
 	m, err := proto.ParseMailbox(l.Version, l.Fields)

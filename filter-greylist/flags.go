@@ -8,83 +8,58 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
-	"opensmtpd-filters/pkg/exempt"
-	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
-	"opensmtpd-filters/pkg/resolve"
+	"opensmtpd-filters/pkg/program"
 )
 
-// flags are those of the command line.
+// flags are those of the command line that only this program has.
 type flags struct {
-	*cli.Flags
-	store, keyFile, phaseName, who, spf, replyText           string
-	storeAddresses, learn, header                            bool
+	url, keyFile, who, spfMode, replyText                    string
+	storeAddresses, learn                                    bool
 	passTime, greyExp, whiteExp, pairSpan                    cli.Duration
 	mask4, mask6, pairTries, pairNets, maxGrey, maxPerClient int
-	allowClients, allowSenders, allowRecipients              cli.Strings
-	onlyRecipients, traps                                    cli.Strings
+	onlyFiles, trapFiles                                     cli.Strings
 
-	phase    filter.Phase
 	reply    cli.Reply
-	trusted  exempt.Networks
 	database string // file of the store, empty if there is none
 }
 
-func newFlags() *flags {
+func newFlags(p *program.Program) *flags {
 	f := &flags{
-		Flags: cli.New(cli.Options{
-			Name: "filter-greylist",
-			Synopsis: []string{
-				"[flags]",
-				"[flags] list [grey|pass|pair|list] [-json]",
-				"[flags] explain ADDRESS SENDER RECIPIENT [HELO]",
-				"[flags] allow|delete KEY...",
-				"[flags] stats [-json]",
-				"[flags] export",
-				"[flags] import [FILE...]",
-			},
-			Args: true, DryRun: true, Metrics: true, Resolver: resolve.ParseServers, Timeout: 5 * time.Second,
-		}),
 		passTime: cli.Duration{Value: time.Minute, Min: time.Second, Max: 24 * time.Hour},
 		greyExp:  cli.Duration{Value: 24 * time.Hour, Min: time.Minute, Max: 30 * 24 * time.Hour},
 		whiteExp: cli.Duration{Value: 36 * 24 * time.Hour, Min: time.Hour, Max: 3650 * 24 * time.Hour},
 		pairSpan: cli.Duration{Value: 15 * time.Minute, Min: time.Second, Max: 24 * time.Hour},
 	}
-	f.StringVar(&f.store, "store", "sqlite:"+cli.StateDir("filter-greylist")+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
-	f.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there)")
-	f.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log")
-	f.Var(&f.passTime, "passtime", "accept a retry from the age of `TIME` on")
-	f.Var(&f.greyExp, "greyexp", "count a retry as a first attempt after `TIME`")
-	f.Var(&f.whiteExp, "whiteexp", "forget who has passed after `TIME` without mail")
-	f.StringVar(&f.phaseName, "phase", "data", "decide at `PHASE`: data, when unknown recipients have been refused, or rcpt-to")
-	f.StringVar(&f.who, "who", "suspects", "who waits: `WHO` is suspects, whose mail cannot be vouched for, or all")
-	f.IntVar(&f.mask4, "mask4", 24, "`BITS` of the network that stands for an IPv4 address")
-	f.IntVar(&f.mask6, "mask6", 64, "`BITS` of the network that stands for an IPv6 address")
-	f.StringVar(&f.spf, "spf", "group", "what SPF is for: with `MODE` group the addresses that pass for a domain are one origin, with skip they are not greylisted; off")
-	f.IntVar(&f.pairTries, "pairTries", 3, "accept attempt `N` of the same sender and recipient, from wherever; 0 is never")
-	f.IntVar(&f.pairNets, "pairNets", 2, "if they came from `N` networks, 8 at most")
-	f.Var(&f.pairSpan, "pairSpan", "and the first is at least `TIME` old")
-	f.Var(&f.allowClients, "allowClients", "do not greylist the addresses, networks, domains and /expressions/ of `FILE`; repeatable")
-	f.Var(&f.allowSenders, "allowSenders", "do not greylist the domains and addresses of `FILE`, if SPF passes or after !; repeatable")
-	f.Var(&f.allowRecipients, "allowRecipients", "do not greylist mail to the addresses, user@ and domains of `FILE` alone, nor to postmaster@ and abuse@; repeatable")
-	f.Var(&f.onlyRecipients, "onlyRecipients", "greylist only mail to the recipients of `FILE`; repeatable")
-	f.Var(&f.traps, "trap", "refuse for a day an unknown client that writes to a recipient of `FILE`; repeatable")
-	f.Var(&f.trusted, "trusted", "never greylist the networks `NETS`, separated by commas, nor private ones; none: private ones like others")
-	f.BoolVar(&f.learn, "learn", true, "let through at once what those answer to whom users of this server have written")
-	f.StringVar(&f.replyText, "reply", "451 4.7.1 Greylisted, please try again in %s seconds", "refuse with `TEXT`; %s seconds left, %m minutes, %i address, %o origin, %d domain of the recipient")
-	f.BoolVar(&f.header, "header", false, "add the field X-Greylist to each message, and remove others of that name")
-	f.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most; past that those of the network with most go")
-	f.IntVar(&f.maxPerClient, "maxPerClient", 64, "while more than `N` attempts of an address wait, a retry does not free it")
+	p.StringVar(&f.url, "store", "sqlite:"+cli.StateDir("filter-greylist")+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
+	p.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there)")
+	p.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log")
+	p.Var(&f.passTime, "passTime", "accept a retry from the age of `TIME` on")
+	p.Var(&f.greyExp, "greyExp", "count a retry as a first attempt after `TIME`")
+	p.Var(&f.whiteExp, "whiteExp", "forget who has passed after `TIME` without mail")
+	p.StringVar(&f.who, "who", "suspects", "who waits: `WHO` is suspects, whose mail cannot be vouched for, or all")
+	p.IntVar(&f.mask4, "mask4", 24, "`BITS` of the network that stands for an IPv4 address")
+	p.IntVar(&f.mask6, "mask6", 64, "`BITS` of the network that stands for an IPv6 address")
+	p.StringVar(&f.spfMode, "spf", "group", "what SPF is for: with `MODE` group the addresses that pass for a domain are one origin, with skip they are not greylisted; off")
+	p.IntVar(&f.pairTries, "pairTries", 3, "accept attempt `N` of the same sender and recipient, from wherever; 0 is never")
+	p.IntVar(&f.pairNets, "pairNets", 2, "if they came from `N` networks, 8 at most")
+	p.Var(&f.pairSpan, "pairSpan", "and the first is at least `TIME` old")
+	p.Var(&f.onlyFiles, "onlyRecipients", "greylist only mail to the recipients of `FILE`; repeatable")
+	p.Var(&f.trapFiles, "trap", "refuse for a day an unknown client that writes to a recipient of `FILE`; repeatable")
+	p.Var(&p.Trusted, "trusted", "never greylist the networks `NETS`, separated by commas, nor private ones; none: private ones like others")
+	p.BoolVar(&f.learn, "learn", true, "let through at once what those answer to whom users of this server have written")
+	p.StringVar(&f.replyText, "reply", "451 4.7.1 Greylisted, please try again in %s seconds", "refuse with `TEXT`; %s seconds left, %m minutes, %i address, %o origin, %d domain of the recipient")
+	p.IntVar(&f.maxGrey, "maxGrey", greylist.DefaultMaxGrey, "keep `N` records of attempts at most; past that those of the network with most go")
+	p.IntVar(&f.maxPerClient, "maxPerClient", 64, "while more than `N` attempts of an address wait, a retry does not free it")
+	p.SameAs("passtime", "passTime")
+	p.SameAs("greyexp", "greyExp")
+	p.SameAs("whiteexp", "whiteExp")
+	p.Hide("passtime", "greyexp", "whiteexp")
 	return f
 }
 
-// command returns the operator's command, empty for a filter.
-func (f *flags) command() string { return f.Arg(0) }
-
-func (f *flags) parse(args []string) error {
-	if err := f.Parse(args); err != nil {
-		return err
-	}
+// check says what is wrong with values that are no error by themselves.
+func (f *flags) check(p *program.Program) error {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	between := func(name string, v, low, high int) {
@@ -93,21 +68,13 @@ func (f *flags) parse(args []string) error {
 		}
 	}
 	if f.who != "suspects" && f.who != "all" {
-		bad("-who %s: not one of suspects, all", f.who)
+		bad("-who %s: not one of suspects, all", cli.Clean(f.who))
 	}
-	switch f.phaseName {
-	case "data":
-		f.phase = filter.Data
-	case "rcpt-to":
-		f.phase = filter.RcptTo
-	default:
-		bad("-phase %s: not one of data, rcpt-to", f.phaseName)
-	}
-	if f.spf != "group" && f.spf != "skip" && f.spf != "off" {
-		bad("-spf %s: not one of group, skip, off", f.spf)
+	if f.spfMode != "group" && f.spfMode != "skip" && f.spfMode != "off" {
+		bad("-spf %s: not one of group, skip, off", cli.Clean(f.spfMode))
 	}
 	if f.passTime.Value >= f.greyExp.Value {
-		bad("-passtime %s is not less than -greyexp %s", &f.passTime, &f.greyExp)
+		bad("-passTime %s is not less than -greyExp %s", &f.passTime, &f.greyExp)
 	}
 	between("mask4", f.mask4, 8, 32)
 	between("mask6", f.mask6, 16, 128)
@@ -121,20 +88,17 @@ func (f *flags) parse(args []string) error {
 	} else if f.reply.Code >= 500 {
 		bad("-reply %q: with a code over 499 clients would not come again", f.replyText)
 	}
-	if err := f.parseStore(); err != nil {
-		bad("-store %s: %w", f.store, err)
-	}
-	if _, ok := usages[f.command()]; !ok && f.NArg() > 0 {
-		bad("%s is not one of list, explain, allow, delete, stats, export, import", clean(f.command()))
+	if err := f.parseStore(p.Operator && !p.CheckOnly); err != nil {
+		bad("-store %s: %w", cli.Clean(f.url), err)
 	}
 	return errors.Join(errs...)
 }
 
-func (f *flags) parseStore() error {
-	kind, path, _ := strings.Cut(f.store, ":")
+func (f *flags) parseStore(command bool) error {
+	kind, path, _ := strings.Cut(f.url, ":")
 	switch {
 	case kind == "memory" && path == "":
-		if f.command() != "" {
+		if command {
 			return errors.New("only the filter itself sees its records")
 		}
 	case kind == "sqlite" && path != "":

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -11,9 +12,15 @@ import (
 
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/sqlite"
+	"opensmtpd-filters/pkg/program"
 )
 
 const filterUser = 32123 // who owns the directory
+
+// run runs the program.
+func run(args []string, in io.Reader, out, errs io.Writer) int {
+	return program.Run(spec, args, program.Streams{In: in, Out: out, Err: errs})
+}
 
 // openDir makes a directory into which every user may go.
 func openDir(t *testing.T) string {
@@ -283,7 +290,7 @@ func TestTerminal(t *testing.T) {
 		{"list", nasty}, {nasty}, {"list", "-" + nasty},
 		{"import", imported}, {"import", dir + "/" + nasty},
 	} {
-		for _, more := range [][]string{nil, {"-allowClients", list}, {"-allowClients", list, "-n"}, {"-store", "sqlite:" + dir + "/" + nasty}, {"-" + nasty}, {"-passtime", nasty}} {
+		for _, more := range [][]string{nil, {"-allowClients", list}, {"-allowClients", list, "-n"}, {"-store", "sqlite:" + dir + "/" + nasty}, {"-" + nasty}, {"-passTime", nasty}} {
 			var out, errs bytes.Buffer
 			all := append(append(base[:len(base):len(base)], more...), args...)
 			run(all, strings.NewReader(""), &out, &errs)

@@ -6,7 +6,7 @@ import (
 
 // A clock that was a year ahead does not have all new records swept as old.
 func TestClockPutRight(t *testing.T) {
-	c := new(checker)
+	c := new(check)
 	if !c.now().IsZero() {
 		t.Error("before the first line it is", c.now())
 	}

@@ -23,7 +23,7 @@ func TestGreylistFlood(t *testing.T) {
 		lasts = d
 	}
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1h"))
+		s := startGreylist(t, greylist(r, "-passTime 1h"))
 		var begun, longest atomic.Int64
 		good := func() {
 			begin := time.Now()

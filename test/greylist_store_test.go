@@ -92,7 +92,7 @@ func (s server) wantLog(words ...string) {
 // Between attempt and retry smtpd is started anew.
 func TestGreylistRestart(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s -header"))
+		s := startGreylist(t, greylist(r, "-passTime 1s -header"))
 		var from strangers
 		restart := func() {
 			if err := s.Restart(nil); err != nil {
@@ -104,11 +104,11 @@ func TestGreylistRestart(t *testing.T) {
 		s.greyed(m)
 		restart()
 		s.retried(m)
-		s.logged("action=accept", "reason=retry", "addr=203.0.113.7 ")
+		s.logged("action=proceed", "reason=retry", "addr=203.0.113.7 ")
 		restart()
 		m.Sender = "b@sender.example"
 		s.accepted(m)
-		s.logged("action=accept", "reason=known", "addr=203.0.113.7 ")
+		s.logged("action=proceed", "reason=known", "addr=203.0.113.7 ")
 	})
 }
 
@@ -116,7 +116,7 @@ func TestGreylistRestart(t *testing.T) {
 // then when it begins.
 func TestGreylistLocked(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		var from strangers
 		before := from.mail()
 		s.greyed(before)
@@ -140,7 +140,7 @@ func TestGreylistLocked(t *testing.T) {
 		do("BEGIN EXCLUSIVE")
 		passesFor(5 * time.Second)
 		s.wantLog("greylist database not usable", "locked")
-		s.wantLog("filter=greylist", "action=proceed", "why=store")
+		s.wantLog("filter=greylist", "action=proceed", "reason=store")
 		do("ROLLBACK")
 		s.works(&from)
 		s.wantLog("greylist database works again")
@@ -160,7 +160,7 @@ func TestGreylistLocked(t *testing.T) {
 // begins.
 func TestGreylistFullDisk(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1s")
+		c := greylist(r, "-passTime 1s")
 		c.StateSize = "512k"
 		s := startGreylist(t, c)
 		var from strangers
@@ -174,7 +174,7 @@ func TestGreylistFullDisk(t *testing.T) {
 			s.answered(&from) // what is freed meanwhile may be enough for some
 		}
 		s.wantLog("greylist database not usable", "full")
-		s.wantLog("filter=greylist", "action=proceed", "why=store")
+		s.wantLog("filter=greylist", "action=proceed", "reason=store")
 		remove(t, s.Path("state/ballast"))
 		s.works(&from)
 
@@ -241,7 +241,7 @@ func TestGreylistCorrupt(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-				s := startGreylist(t, greylist(r, "-passtime 1s"))
+				s := startGreylist(t, greylist(r, "-passTime 1s"))
 				var from strangers
 				s.works(&from)
 				for _, suffix := range []string{"", "-wal", "-shm"} {
@@ -271,7 +271,7 @@ func TestGreylistCorrupt(t *testing.T) {
 // The filter may not write to the folder.
 func TestGreylistFolder(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		var from strangers
 		s.works(&from)
 		fi, err := os.Stat(s.Path("state"))
@@ -300,15 +300,15 @@ func TestGreylistFolder(t *testing.T) {
 // other.
 func TestGreylistTwoInChain(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1s")
-		c.Filters = append(c.Filters, greylistFilter("-passtime 1s"))
+		c := greylist(r, "-passTime 1s")
+		c.Filters = append(c.Filters, greylistFilter("-passTime 1s"))
 		c.Filters[1].Name = "second"
 		s := startGreylist(t, c)
 		m := smtpdtest.Mail{Src: "203.0.113.7", Sender: "a@sender.example", To: "bob"}
 		s.greyed(m)
 		s.retried(m)
-		s.wantLog("greylist: ", "action=accept", "reason=retry")
-		s.wantLog("second: ", "action=accept", "reason=known")
+		s.wantLog("greylist: ", "action=proceed", "reason=retry")
+		s.wantLog("second: ", "action=proceed", "reason=known")
 		var from strangers
 		s.works(&from)
 	})
@@ -529,7 +529,7 @@ func TestGreylistKill(t *testing.T) {
 		f.kill()
 		wg.Wait()
 		total += len(refused)
-		if strings.Contains(f.log.String(), "why=store") {
+		if strings.Contains(f.log.String(), "reason=store") {
 			t.Logf("round %d: the machine is slow:\n%s", round, f.log.String())
 		}
 		if t.Failed() {

@@ -156,26 +156,26 @@ const shortMail = "Subject: hello\r\n\r\nhello\r\n."
 
 func TestGreylistFirstMail(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 4s -header"))
+		s := startGreylist(t, greylist(r, "-passTime 4s -header"))
 		m := smtpdtest.Mail{
 			Src: "203.0.113.7", Sender: "news@sender.example", To: "bob",
 			Data: "x-greylist: forged\r\nSubject: hello\r\nX-Greylist:\r\n forged\r\n\r\nhello\r\n",
 		}
 		s.greyed(m)
-		out := s.operator("-passtime 4s explain 203.0.113.7 news@sender.example bob@example.org client.example.net")
-		if !regexp.MustCompile(`(?m)^seconds left +[1-4]$`).MatchString(out) || !strings.Contains(out, "refused: seen, but -passtime has not passed") {
+		out := s.operator("-passTime 4s explain 203.0.113.7 news@sender.example bob@example.org client.example.net")
+		if !regexp.MustCompile(`(?m)^seconds left +[1-4]$`).MatchString(out) || !strings.Contains(out, "defer at data: seen, but -passTime has not passed") {
 			t.Errorf("explain says\n%s", out)
 		}
 		s.greyed(m)
 		s.retried(m)
-		s.logged("action=refuse", "reason=new", "addr=203.0.113.7 ", "from=<news@sender.example>", "rcpt=bob@example.org", "left=4s", "tries=1", "spf=none:sender.example")
-		s.logged("action=refuse", "reason=early", "addr=203.0.113.7 ", "tries=2")
-		s.logged("action=accept", "reason=retry", "addr=203.0.113.7 ", "delay=")
+		s.logged("action=defer", "reason=new", "addr=203.0.113.7 ", "from=<news@sender.example>", "rcpt=<bob@example.org>", "left=4s", "tries=1", "spf=none:sender.example")
+		s.logged("action=defer", "reason=early", "addr=203.0.113.7 ", "tries=2")
+		s.logged("action=proceed", "reason=retry", "addr=203.0.113.7 ", "delay=")
 
 		other := m
 		other.Sender, other.To = "sales@sender.example", "carol"
 		s.accepted(other)
-		s.logged("action=accept", "reason=known", "addr=203.0.113.7 ", "from=<sales@sender.example>")
+		s.logged("action=proceed", "reason=known", "addr=203.0.113.7 ", "from=<sales@sender.example>")
 
 		for to, want := range map[string]string{
 			"bob":   `^delayed ([4-9]|[1-5]\d) seconds by filter-greylist at mx\.example\.org; \w{3}, \d\d? \w{3} \d{4} `,
@@ -191,7 +191,7 @@ func TestGreylistFirstMail(t *testing.T) {
 			}
 		}
 		out = s.operator("explain 203.0.113.7 another@sender.example dave@example.org")
-		if !strings.Contains(out, "let through: known") {
+		if !strings.Contains(out, "proceed: known") {
 			t.Errorf("explain says\n%s", out)
 		}
 	})
@@ -200,7 +200,7 @@ func TestGreylistFirstMail(t *testing.T) {
 // The operator works beside the running filter.
 func TestGreylistOperator(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1h"))
+		s := startGreylist(t, greylist(r, "-passTime 1h"))
 		n := 0
 		mail := func() smtpdtest.Mail { // of a new sender
 			n++
@@ -264,7 +264,7 @@ func TestGreylistOperator(t *testing.T) {
 
 func TestGreylistPostfix(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 2s"))
+		s := startGreylist(t, greylist(r, "-passTime 2s"))
 		p := startPostfix(t, "mail.sender.example", "203.0.113.9")
 		if err := p.Submit("news@sender.example", "bob@example.org", "carol@example.org"); err != nil {
 			t.Fatal(err)
@@ -288,9 +288,9 @@ func TestGreylistPostfix(t *testing.T) {
 				t.Errorf("%d mails for %s: %v", len(all), to, err)
 			}
 		}
-		s.logged("action=refuse", "reason=new", "addr=203.0.113.9 ", "from=<news@sender.example>")
-		s.logged("action=accept", "reason=retry", "addr=203.0.113.9 ", "from=<news@sender.example>")
-		s.logged("action=accept", "reason=known", "addr=203.0.113.9 ", "from=<sales@sender.example>")
+		s.logged("action=defer", "reason=new", "addr=203.0.113.9 ", "from=<news@sender.example>")
+		s.logged("action=proceed", "reason=retry", "addr=203.0.113.9 ", "from=<news@sender.example>")
+		s.logged("action=proceed", "reason=known", "addr=203.0.113.9 ", "from=<sales@sender.example>")
 	})
 }
 
@@ -328,7 +328,7 @@ func TestGreylistMsmtp(t *testing.T) {
 		t.Skip("msmtp is not installed: run test/install.sh")
 	}
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 2s"))
+		s := startGreylist(t, greylist(r, "-passTime 2s"))
 		try := func() (status int, out string) {
 			cmd := exec.CommandContext(t.Context(), msmtp, "--host="+smtpdtest.Addr4, "--port=25", "--source-ip=203.0.113.12",
 				"--domain=client.sender.example", "--from=alice@sender.example", "--tls=off", "--auth=off", "bob@"+smtpdtest.Domain)
@@ -352,7 +352,7 @@ func TestGreylistMsmtp(t *testing.T) {
 // Who does not exist is refused for good at once, and callouts are served.
 func TestGreylistUnknownUser(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1h")
+		c := greylist(r, "-passTime 1h")
 		c.Users = []string{"bob", "carol"}
 		s := startGreylist(t, c)
 		if res := s.send(smtpdtest.Mail{Src: "203.0.113.7", Sender: "a@sender.example", To: "nobody-here"}); res.Step != "RCPT" || res.Reply.Code != 550 {
@@ -382,7 +382,7 @@ func TestGreylistUnknownUser(t *testing.T) {
 
 func TestGreylistRcptPhase(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s -phase rcpt-to"))
+		s := startGreylist(t, greylist(r, "-passTime 1s -phase rcpt-to"))
 		c := s.dial("203.0.113.7")
 		c.do("MAIL FROM:<>", 250)
 		c.do("RCPT TO:<bob@example.org>", 250)
@@ -417,14 +417,14 @@ func TestGreylistRcptPhase(t *testing.T) {
 // to it.
 func TestGreylistLearning(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1h")
+		c := greylist(r, "-passTime 1h")
 		c.TLS = r.TLS
 		s := startGreylist(t, c)
 		answer := func(from, to string) {
 			t.Helper()
 			s.eventually("the filter has learned "+from, func() bool { return strings.Contains(s.operator("list pair"), from) })
 			s.accepted(smtpdtest.Mail{Src: "198.51.100.77", Sender: from, To: to})
-			s.logged("action=accept", "reason=pair", "from=<"+from+">")
+			s.logged("action=proceed", "reason=pair", "from=<"+from+">")
 			s.greyed(smtpdtest.Mail{Src: "198.51.100.77", Sender: from, To: "carol"})
 			s.greyed(smtpdtest.Mail{Src: "198.51.100.77", Sender: "stranger@far.example", To: to})
 		}
@@ -452,32 +452,32 @@ func TestGreylistLearning(t *testing.T) {
 // server's mail waits once, and so does what an earlier filter has junked.
 func TestGreylistVouched(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		s.accepted(smtpdtest.Mail{Src: "203.0.113.80", Sender: "ann@good.example", To: "bob"})
-		s.logged("action=accept", "reason=vouched", "addr=203.0.113.80 ", "name=mx.good.example ")
+		s.logged("action=proceed", "reason=vouched", "addr=203.0.113.80 ", "name=mx.good.example ")
 		if out := s.operator("list"); strings.Contains(out, "good.example") || strings.Contains(out, "203.0.113") {
 			t.Errorf("stored:\n%s", out)
 		}
 		m := smtpdtest.Mail{Src: "203.0.113.80", Sender: "ann@plain.example", To: "bob"}
 		s.greyed(m)
-		s.logged("action=refuse", "reason=new", "addr=203.0.113.80 ", "suspect=nospf ")
+		s.logged("action=defer", "reason=new", "addr=203.0.113.80 ", "suspect=nospf ")
 		s.retried(m)
 	})
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1s")
+		c := greylist(r, "-passTime 1s")
 		c.Zone += "80.113.0.203.bl.example A 127.0.0.2\n"
 		junk := smtpdtest.Filter{Name: "dnsbl", Command: "filter-dnsbl -junkAt 1 bl.example"}
 		c.Filters = append([]smtpdtest.Filter{junk}, c.Filters...)
 		s := startGreylist(t, c)
 		s.greyed(smtpdtest.Mail{Src: "203.0.113.80", Sender: "ann@good.example", To: "bob"})
-		s.logged("action=refuse", "reason=new", "addr=203.0.113.80 ", "suspect=junked ")
+		s.logged("action=defer", "reason=new", "addr=203.0.113.80 ", "suspect=junked ")
 	})
 }
 
 // Transactions of one session are kept apart.
 func TestGreylistOneSession(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		c := s.dial("203.0.113.30")
 		c.do("MAIL FROM:<one@sender.example>", 250)
 		c.do("RCPT TO:<bob@example.org>", 250)
@@ -531,7 +531,7 @@ func TestGreylistPool(t *testing.T) {
 	pool := []string{"203.0.113.1", "198.51.100.1", "198.18.1.1", "198.18.2.1", "198.18.3.1"}
 	t.Run("spf", func(t *testing.T) {
 		onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-			s := startGreylist(t, greylist(r, "-passtime 1s"))
+			s := startGreylist(t, greylist(r, "-passTime 1s"))
 			m := func(i int) smtpdtest.Mail {
 				// Such senders change with every mail.
 				return smtpdtest.Mail{Src: pool[i], Sender: fmt.Sprintf("bounce-%d@pool.example", i), To: "bob"}
@@ -544,12 +544,12 @@ func TestGreylistPool(t *testing.T) {
 				s.accepted(m(i))
 			}
 			s.greyed(smtpdtest.Mail{Src: "198.19.0.1", Sender: "bounce@pool.example", To: "bob"})
-			s.logged("action=refuse", "addr=198.19.0.1 ", "spf=fail:pool.example")
+			s.logged("action=defer", "addr=198.19.0.1 ", "spf=fail:pool.example")
 		})
 	})
 	t.Run("pair", func(t *testing.T) {
 		onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-			c := greylist(r, "-passtime 1h -pairSpan 1s")
+			c := greylist(r, "-passTime 1h -pairSpan 1s")
 			for i, addr := range pool { // what has a name counts
 				a := netip.MustParseAddr(addr).As4()
 				c.Zone += fmt.Sprintf("%d.%d.%d.%d.in-addr.arpa PTR mx.d%d.example\nmx.d%d.example A %s\n", a[3], a[2], a[1], a[0], i, i, addr)
@@ -562,7 +562,7 @@ func TestGreylistPool(t *testing.T) {
 			time.Sleep(1100 * time.Millisecond)
 			m.Src = pool[2]
 			s.accepted(m)
-			s.logged("action=accept", "reason=pair", "addr="+m.Src+" ", "tries=3")
+			s.logged("action=proceed", "reason=pair", "addr="+m.Src+" ", "tries=3")
 			m.Src = pool[3]
 			s.accepted(m)
 			m.Sender = "other@nospf.example" // no address is free
@@ -572,10 +572,10 @@ func TestGreylistPool(t *testing.T) {
 	// A record that lets everybody pass proves nothing.
 	t.Run("all", func(t *testing.T) {
 		onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-			s := startGreylist(t, greylist(r, "-passtime 1s"))
+			s := startGreylist(t, greylist(r, "-passTime 1s"))
 			m := smtpdtest.Mail{Src: "203.0.113.1", Sender: "news@all.example", To: "bob"}
 			s.greyed(m)
-			s.logged("action=refuse", "addr=203.0.113.1 ", "spf=everyone:all.example")
+			s.logged("action=defer", "addr=203.0.113.1 ", "spf=everyone:all.example")
 			if out := s.operator("list"); strings.Contains(out, "spf:all.example") || !strings.Contains(out, "net:203.0.113.0/24") {
 				t.Errorf("stored:\n%s", out)
 			}
@@ -592,7 +592,7 @@ func TestGreylistPool(t *testing.T) {
 // A retry may come from another address of the network, and frees only its own.
 func TestGreylistNetworks(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		for i, tt := range []struct{ first, outside, inside string }{
 			{"203.0.113.1", "203.0.112.1", "203.0.113.254"},
 			{"2001:db8:1:2::1", "2001:db8:1:3::1", "2001:db8:1:2:ffff::1"},
@@ -616,7 +616,7 @@ func TestGreylistNetworks(t *testing.T) {
 
 func TestGreylistPostmaster(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1h"))
+		s := startGreylist(t, greylist(r, "-passTime 1h"))
 		c := s.dial("203.0.113.7")
 		for _, tt := range []struct {
 			to   string
@@ -640,7 +640,7 @@ func TestGreylistPostmaster(t *testing.T) {
 // them.
 func TestGreylistLongAddress(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1s"))
+		s := startGreylist(t, greylist(r, "-passTime 1s"))
 		long := strings.Repeat("a", 245)
 		for i, tt := range []struct{ from, to string }{
 			{long + "@sender.example", "bob@example.org"},
@@ -668,7 +668,7 @@ func TestGreylistLongAddress(t *testing.T) {
 // While one client waits for a DNS that is silent, others are served.
 func TestGreylistSilentDNS(t *testing.T) {
 	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
-		s := startGreylist(t, greylist(r, "-passtime 1h -timeout 8s"))
+		s := startGreylist(t, greylist(r, "-passTime 1h -timeout 8s"))
 		var mu sync.Mutex
 		waited := false
 		var wg sync.WaitGroup
@@ -691,7 +691,7 @@ func TestGreylistSilentDNS(t *testing.T) {
 		}
 		mu.Unlock()
 		wg.Wait()
-		s.logged("action=refuse", "addr=203.0.113.1 ", "spf=temperror:x.silent.example")
+		s.logged("action=defer", "addr=203.0.113.1 ", "spf=temperror:x.silent.example")
 	})
 }
 
@@ -701,7 +701,7 @@ func TestGreylistChain(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveLists(t)
 		c := dnsbl(r, "-junkAt 3 -blockPhase data zen.spamhaus.org*3")
-		c.Filters = append(c.Filters, greylistFilter("-passtime 1s"))
+		c.Filters = append(c.Filters, greylistFilter("-passTime 1s"))
 		s := startGreylist(t, c)
 		s.tested("zen.spamhaus.org")
 		listed := smtpdtest.Mail{Src: "203.0.113.1", To: "bob"}
@@ -722,7 +722,7 @@ func TestGreylistChain(t *testing.T) {
 
 func TestGreylistTrap(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-passtime 1s -trap "+smtpdtest.Dir+"/traps")
+		c := greylist(r, "-passTime 1s -trap "+smtpdtest.Dir+"/traps")
 		c.Files = map[string]string{"traps": "# nobody\nold.address@example.org\n"}
 		s := startGreylist(t, c)
 		good := smtpdtest.Mail{Src: "198.51.100.1", Sender: "a@good.example", To: "bob"}
@@ -734,10 +734,10 @@ func TestGreylistTrap(t *testing.T) {
 		if res := s.send(trap(bad)); res.Step != "RCPT" || res.Reply.Code != 451 {
 			t.Errorf("for a trap: %v", res)
 		}
-		s.logged("action=refuse", "reason=trapped", "addr=203.0.113.1 ", "rcpt=old.address@example.org", "traps:2")
+		s.logged("action=defer", "reason=trapped", "addr=203.0.113.1 ", "rcpt=<old.address@example.org>", "traps:2")
 		time.Sleep(time.Second)
 		s.greyed(bad)
-		s.logged("action=refuse", "reason=trapped", "addr=203.0.113.1 ", "rcpt=bob@example.org")
+		s.logged("action=defer", "reason=trapped", "addr=203.0.113.1 ", "rcpt=<bob@example.org>")
 		s.accepted(trap(good)) // known before
 		s.accepted(good)
 	})
@@ -745,16 +745,16 @@ func TestGreylistTrap(t *testing.T) {
 
 func TestGreylistDryRun(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		c := greylist(r, "-dryRun -header -passtime 1s -trap "+smtpdtest.Dir+"/traps")
+		c := greylist(r, "-dryRun -header -passTime 1s -trap "+smtpdtest.Dir+"/traps")
 		c.Files = map[string]string{"traps": "trap@example.org\n"}
 		s := startGreylist(t, c)
 		m := s.deliver(smtpdtest.Mail{Src: "203.0.113.1", Sender: "a@sender.example", To: "bob"})
 		if got := strings.Join(m.Header("X-Greylist"), ";"); !strings.HasPrefix(got, "not delayed (dry run, would be refused as new)") {
 			t.Errorf("X-Greylist %q", got)
 		}
-		s.logged("action=refuse", "reason=new", "dryRun=true")
+		s.logged("action=proceed", "reason=new", "would=defer dryRun=true")
 		s.deliver(smtpdtest.Mail{Src: "198.51.100.1", Sender: "b@sender.example", To: "trap"})
-		s.logged("action=refuse", "reason=trapped", "rcpt=trap@example.org", "dryRun=true")
+		s.logged("action=proceed", "reason=trapped", "rcpt=<trap@example.org>", "would=defer dryRun=true")
 		s.deliver(smtpdtest.Mail{Src: "198.51.100.1", Sender: "b@sender.example", To: "carol"})
 	})
 }

@@ -33,6 +33,11 @@ type Gate[S any] struct {
 	// Judge returns then(verdict), or an Await of what has to be known first.
 	Judge func(s *filter.Session[S], r filter.Request, then func(Verdict) filter.Response) filter.Response
 
+	// These may be nil.
+	Recipient func(addr string) exempt.Verdict                      // who is exempt beside those of the lists
+	Exempted  func(s *filter.Session[S], v exempt.Verdict)          // is told of an exempt message, once its recipients are known
+	SPF       func(s *filter.Session[S]) *filter.Future[spf.Result] // of the sender, if the program asks anyway; nil if it does not
+
 	spf *spf.Checker
 }
 
@@ -47,7 +52,7 @@ type Visit struct {
 	asked   bool   // sender is known
 	sender  exempt.Verdict
 	spf     *filter.Future[spf.Result]
-	untold  bool  // smtpd may take a recipient that is not exempt, and not tell
+	untold  int   // recipients that are not exempt, that smtpd may take and not tell of
 	refused int   // recipients
 	line    []any // of the log, for the first of them
 }
@@ -69,7 +74,7 @@ func (g *Gate[S]) Handle(f *filter.Filter[S]) {
 		f.Decide(g.Phase, g.decide)
 		return
 	}
-	f.On(filter.RcptTo, g.rcpt)
+	f.On(filter.RcptTo, g.Rcpt)
 	f.On(filter.Data, g.message)
 	f.On(filter.Commit, g.message)
 }
@@ -93,9 +98,7 @@ func (g *Gate[S]) Exemption(s *filter.Session[S], r filter.Request, then func(ex
 		case filter.RcptTo:
 			v = g.recipient(s, r.Arg)
 		case filter.Data, filter.Commit:
-			if !g.Visit(s).untold {
-				v = g.Exempt.Recipients(s.Tx.Rcpts)
-			}
+			v = g.recipients(s)
 		default:
 			return then(v)
 		}
@@ -103,7 +106,7 @@ func (g *Gate[S]) Exemption(s *filter.Session[S], r filter.Request, then func(ex
 	if v.Exempt {
 		return then(v)
 	}
-	return g.sender(s, from, then)
+	return g.Sender(s, from, then)
 }
 
 // client says whether the client is exempt.
@@ -149,7 +152,7 @@ func (g *Gate[S]) decide(s *filter.Session[S], r filter.Request) filter.Response
 		g.Reset(s) // of one that was refused there is no tx-reset
 		from = r.Arg
 	}
-	return g.sender(s, from, func(v exempt.Verdict) filter.Response {
+	return g.Sender(s, from, func(v exempt.Verdict) filter.Response {
 		if v.Exempt {
 			return Respond(g.Program, s, r, Verdict{By: v.By})
 		}
@@ -175,9 +178,9 @@ func (g *Gate[S]) once(s *filter.Session[S], v *Verdict) {
 	visit.delayed = visit.delayed || v.Action.Delay > 0
 }
 
-// sender goes on when it is known whether the sender is exempt. SPF is asked only
+// Sender goes on when it is known whether the sender is exempt. SPF is asked only
 // where it matters for that; if it does not answer in time the sender is not.
-func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Verdict) filter.Response) filter.Response {
+func (g *Gate[S]) Sender(s *filter.Session[S], from string, then func(exempt.Verdict) filter.Response) filter.Response {
 	v := g.Visit(s)
 	if v.from != from {
 		v.from, v.asked, v.spf = from, false, nil
@@ -191,6 +194,9 @@ func (g *Gate[S]) sender(s *filter.Session[S], from string, then func(exempt.Ver
 	}
 	if !g.Exempt.SenderNeedsSPF(from) {
 		return keep(g.Exempt.Sender(from, false))
+	}
+	if v.spf == nil && g.SPF != nil {
+		v.spf = g.SPF(s)
 	}
 	if v.spf == nil {
 		if g.spf == nil {
@@ -214,15 +220,36 @@ const maxTold = 255
 // recipient says whether a recipient is exempt. One that is not, and of which
 // smtpd will not tell, is remembered: the message is not for exempt ones only.
 func (g *Gate[S]) recipient(s *filter.Session[S], addr string) exempt.Verdict {
-	v := g.Exempt.Recipient(addr)
+	v := g.exemptRcpt(addr)
 	if !v.Exempt && len(addr) > maxTold {
-		g.Visit(s).untold = true
+		g.Visit(s).untold++
 	}
 	return v
 }
 
-// rcpt answers for one recipient.
-func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
+func (g *Gate[S]) exemptRcpt(addr string) exempt.Verdict {
+	v := g.Exempt.Recipient(addr)
+	if !v.Exempt && g.Recipient != nil {
+		v = g.Recipient(addr)
+	}
+	return v
+}
+
+// recipients says whether mail to all recipients is exempt.
+func (g *Gate[S]) recipients(s *filter.Session[S]) (v exempt.Verdict) {
+	if g.Visit(s).untold > 0 {
+		return exempt.Verdict{}
+	}
+	for _, rcpt := range s.Tx.Rcpts {
+		if v = g.exemptRcpt(rcpt); !v.Exempt {
+			break
+		}
+	}
+	return v
+}
+
+// Rcpt answers for one recipient.
+func (g *Gate[S]) Rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 	if g.Phase > filter.RcptTo {
 		g.recipient(s, r.Arg)
 		return filter.Proceed()
@@ -235,6 +262,9 @@ func (g *Gate[S]) rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 			g.Visit(s).judged = true
 			if !v.Action.Refuses() {
 				return filter.Proceed() // the message has its delay, too, at data
+			}
+			if len(r.Arg) > maxTold && !g.DryRun {
+				g.Visit(s).untold-- // smtpd does not take it
 			}
 			return g.Refuse(s, r, v)
 		})
@@ -270,6 +300,9 @@ func (g *Gate[S]) message(s *filter.Session[S], r filter.Request) filter.Respons
 	return g.Exemption(s, r, func(v exempt.Verdict) filter.Response {
 		if v.Exempt {
 			visit.judged = false
+			if g.Exempted != nil {
+				g.Exempted(s, v)
+			}
 			return Respond(g.Program, s, r, Verdict{By: v.By, Quiet: v.Own})
 		}
 		return g.judge(s, r, "")

@@ -262,6 +262,9 @@ func (p *Program) Do(words ...string) error {
 // Args returns the arguments, without a command.
 func (p *Program) Args() []string { return p.args }
 
+// Words returns the command and its arguments, none for a run under smtpd.
+func (p *Program) Words() []string { return p.words }
+
 func (p *Program) isCommand(word string) bool {
 	return word == "explain" || slices.Contains(p.spec.Commands, word)
 }

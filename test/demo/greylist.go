@@ -34,7 +34,7 @@ var tries = []try{
 
 // showGreylist shows who has to come again.
 func showGreylist(w io.Writer, release smtpdtest.Release, bin string) (err error) {
-	program := fmt.Sprintf("filter-greylist -store sqlite:%s/greylist.db -passtime %s", smtpdtest.State, passTime)
+	program := fmt.Sprintf("filter-greylist -store sqlite:%s/greylist.db -passTime %s", smtpdtest.State, passTime)
 	conf := smtpdtest.Config{
 		Release: release,
 		Bin:     bin,

@@ -20,7 +20,7 @@ var programs = []struct{ name, flags string }{
 		"-minTTL 10s -maxTTL 30s bl@bl.example*5+txt wide@wide.example*3 good@wl.example*-2"},
 	{"filter-senderscore", "-blockBelow 5 -junkBelow 40 -slowFactor 100 -slowMax 200ms -scoreHeader -allowlist addresses " +
 		"-zone score.example -quota 0 -maxTTL 1m -stateFile " + smtpdtest.State + "/senderscore"},
-	{"filter-greylist", "-passtime 2s -greyexp 1m -header -store sqlite:" + smtpdtest.State + "/greylist.db -timeout 2s " +
+	{"filter-greylist", "-passTime 2s -greyExp 1m -header -store sqlite:" + smtpdtest.State + "/greylist.db -timeout 2s " +
 		"-allowClients clients -allowSenders senders -trap traps -maxGrey 5000"},
 }
 

@@ -1,0 +1,162 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"opensmtpd-filters/pkg/exempt"
+	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/greylist/sqlite"
+	"opensmtpd-filters/pkg/guard"
+	"opensmtpd-filters/pkg/program"
+	"opensmtpd-filters/pkg/reload"
+)
+
+// command returns the operator's command, "" for none.
+func (c *check) command() string {
+	if words := c.Words(); len(words) > 0 {
+		return words[0]
+	}
+	return ""
+}
+
+// openLists opens the lists that only this program has.
+func (c *check) openLists() error {
+	log := c.Log
+	if c.Operator {
+		log = nil // the bad lines are told
+	}
+	open := func(paths []string) (*reload.File[exempt.Recipients], error) {
+		return reload.Open(reload.Options[exempt.Recipients]{
+			Paths: paths, Parse: exempt.ParseRecipients, Merge: exempt.MergeRecipients, Log: log,
+		})
+	}
+	var err1, err2 error
+	c.only, err1 = open(c.onlyFiles)
+	c.traps, err2 = open(c.trapFiles)
+	if err := errors.Join(err1, err2); err != nil {
+		return err
+	}
+	c.Keep(c.only, c.traps)
+	return nil
+}
+
+// openSecret reads the file of -keyFile.
+func (c *check) openSecret() error {
+	if c.keyFile == "" {
+		return nil
+	}
+	c.secret = (&greylist.KeyFile{Path: c.keyFile}).Secret
+	if _, err := c.secret(); err != nil {
+		return fmt.Errorf("-keyFile: %w (\"openssl rand -hex 32\" makes a key)", err)
+	}
+	return nil
+}
+
+// keyPath returns the file of the secret.
+func (c *check) keyPath() string {
+	if c.keyFile == "" && c.database != "" {
+		return c.database + ".key"
+	}
+	return c.keyFile
+}
+
+// openStore opens the records. What a command reads besides is opened before, with
+// the rights of who runs it. With -n no file is made.
+func (c *check) openStore() error {
+	if c.CheckOnly || c.database == "" {
+		c.store = greylist.NewMemory(c.maxGrey)
+	} else {
+		c.imports = openImports(c.Words())
+		if c.command() == "list" {
+			entries, err := c.lists()
+			c.entries = func() ([]listEntry, error) { return entries, err }
+		}
+		var err error
+		c.restore, err = guard.BecomeOwner(c.database)
+		if err != nil && c.Operator {
+			return err
+		}
+		if err != nil {
+			c.Log.Warn("running as root", "err", err)
+		}
+		log := c.Log
+		if c.Operator && !c.Verbose {
+			log = nil // the command says what is wrong
+		}
+		c.store = sqlite.Open(sqlite.Options{Path: c.database, MaxGrey: c.maxGrey, Existing: c.Operator, Log: log})
+		if c.secret == nil {
+			c.secret = (&greylist.KeyFile{Path: c.keyPath(), Create: !c.Operator}).Secret
+		}
+	}
+	tries := c.pairTries
+	if tries == 0 {
+		tries = -1
+	}
+	c.greylist = greylist.New(greylist.Options{
+		Policy: greylist.Policy{
+			PassTime: c.passTime.Value, GreyExp: c.greyExp.Value, WhiteExp: c.whiteExp.Value, TrapTime: trapTime,
+			Mask4: c.mask4, Mask6: c.mask6, MaxPerClient: c.maxPerClient, All: c.who == "all",
+			PairTries: tries, PairNets: c.pairNets, PairSpan: c.pairSpan.Value,
+		},
+		Clear: c.storeAddresses, Metrics: c.Metrics, Store: c.store, Secret: c.secret,
+	})
+	return nil
+}
+
+// Close ends what was begun when the program was made.
+func (c *check) Close() error {
+	err := c.store.Close()
+	if c.restore != nil {
+		c.restore()
+	}
+	return err
+}
+
+// lists returns the lines of all lists.
+func (c *check) lists() ([]listEntry, error) {
+	clients, err1 := readList("allowClients", c.Lists.Clients, exempt.ParseClients)
+	senders, err2 := readList("allowSenders", c.Lists.Senders, exempt.ParseSenders)
+	rcpts, err3 := readList("allowRecipients", c.Lists.Recipients, exempt.ParseRecipients)
+	rcpts = append(rcpts, listEntry{"allowRecipients", "postmaster@", "default"}, listEntry{"allowRecipients", "abuse@", "default"})
+	only, err4 := readList("onlyRecipients", c.onlyFiles, exempt.ParseRecipients)
+	traps, err5 := readList("trap", c.trapFiles, exempt.ParseRecipients)
+	return slices.Concat(clients, senders, rcpts, only, traps), errors.Join(err1, err2, err3, err4, err5)
+}
+
+// saw takes note of the time of a line. A clock that was ahead, and was put
+// right, must not make all that is new look old.
+func (c *check) saw(t time.Time) { c.latest.Store(t.UnixMicro()) }
+
+// now returns the time of the last line that mattered, zero if there was none.
+func (c *check) now() time.Time {
+	if micros := c.latest.Load(); micros > 0 {
+		return time.UnixMicro(micros)
+	}
+	return time.Time{}
+}
+
+// Config shows the secret's file, who is trusted and how many recipients the files
+// have.
+func (c *check) Config(t *program.Table) {
+	if path := c.keyPath(); path != "" {
+		t.Row("secret of keys", "%s", path)
+	}
+	for _, w := range c.Trusted.Words() {
+		t.Row("trusted", "%s", w)
+	}
+	t.Row("entries of -onlyRecipients", "%d", c.only.Value().Len())
+	t.Row("entries of -trap", "%d", c.traps.Value().Len())
+}
+
+// Command carries out a command of the operator.
+func (c *check) Command(args []string) error {
+	o := &operator{
+		greylist: c.greylist, clear: c.storeAddresses, lists: c.entries, files: c.imports,
+		in: c.In, out: c.Out, now: time.Now(),
+	}
+	return o.command(context.Background(), args)
+}

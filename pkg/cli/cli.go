@@ -1,6 +1,5 @@
 // Package cli is what the command lines of all filters have in common: flags,
-// usage text, -n, -version, arguments from files, and a log that never makes its
-// caller wait.
+// usage text, -n, -version, and a log that never makes its caller wait.
 //
 //	func run(args []string, stdout, stderr io.Writer) int {
 //		f := cli.New(cli.Options{Name: "filter-x", Synopsis: []string{"[flags] list..."}, Args: true})
@@ -29,7 +28,6 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 )
 
@@ -255,25 +253,6 @@ func (f *Flags) Hide(names ...string) {
 	for _, n := range names {
 		f.hidden[n] = true
 	}
-}
-
-// Print writes the configuration in force for -n: each flag with its value, one
-// a line, then the extra lines of the program, each a name and a value, such as
-// a file and how many entries it has. Values are shown as they are: a flag that
-// holds a secret has a String method that hides it.
-func (f *Flags) Print(w io.Writer, extra ...[2]string) {
-	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
-	row := func(name, value string) {
-		if value == "" || !plain(value) {
-			value = fmt.Sprintf("%+q", value)
-		}
-		fmt.Fprintf(tw, "%s\t%s\n", name, value)
-	}
-	f.FlagRows(row)
-	for _, e := range extra {
-		row(e[0], e[1])
-	}
-	tw.Flush()
 }
 
 var version string // set with -ldflags "-X opensmtpd-filters/pkg/cli.version=1.0"

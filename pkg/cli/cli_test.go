@@ -5,8 +5,6 @@ import (
 	"flag"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -152,23 +150,24 @@ func TestSameAs(t *testing.T) {
 	}
 }
 
-func TestPrint(t *testing.T) {
+func TestFlagRows(t *testing.T) {
 	f, _ := newFlags()
-	if err := f.Parse([]string{"-n", "-timeout", "90", "-reply", "550 è\n"}); err != nil {
+	f.SameAs("pass", "whiteexp")
+	f.Hide("pass")
+	if err := f.Parse([]string{"-n", "-timeout", "90", "-reply", "550 no", "-pass", "3d"}); err != nil {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	f.Print(&out, [2]string{"/etc/mail/allow", "17 entries"})
-	want := `-allowSenders    ""
--blockAt         0
--dryRun          false
--metrics         ""
--reply           "550 \u00e8\n"
--resolver        ""
--timeout         1m30s
--v               false
--whiteexp        36d
-/etc/mail/allow  17 entries
+	f.FlagRows(func(name, value string) { fmt.Fprintf(&out, "%s=%s\n", name, value) })
+	want := `-allowSenders=
+-blockAt=0
+-dryRun=false
+-metrics=
+-reply=550 no
+-resolver=
+-timeout=1m30s
+-v=false
+-whiteexp=3d
 `
 	if out.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &out, want)
@@ -238,41 +237,4 @@ func FuzzParseDuration(f *testing.F) {
 			t.Errorf("%q is %v, written %q, read as %v, %v", s, d, format(d), e, err)
 		}
 	})
-}
-
-func TestExpandArgs(t *testing.T) {
-	dir := t.TempDir()
-	path := func(name, text string) string {
-		p := filepath.Join(dir, name)
-		if err := os.WriteFile(p, []byte(text), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		return "@" + p
-	}
-	lists := path("lists", "\ufeff# lists\r\n\r\n  zen.example=127.0.0.[2..11]*3 # three\r\nkey#1.example\n\tb.example\t#x")
-	bad := path("bad", "a\n@other\n")
-	huge := path("huge", strings.Repeat("#", maxArgFile+1))
-	for _, tt := range []struct {
-		args []string
-		want string
-		err  string
-	}{
-		{nil, "[]", "<nil>"},
-		{[]string{"a", lists, "z*-2"}, "[{a } {zen.example=127.0.0.[2..11]*3 DIR/lists:3} {key DIR/lists:4} {b.example DIR/lists:5} {z*-2 }]", "<nil>"},
-		{[]string{"a", "-junkAt", "3"}, "[{a } {3 }]", "-junkAt: flags come before the arguments"},
-		{[]string{bad, "@" + dir + "/none"}, "[{a DIR/bad:1}]", "DIR/bad:2: a file cannot name another\nmissing: open DIR/none: no such file or directory"},
-		{[]string{huge}, "[]", "<nil>\nmissing: DIR/huge: larger than 1 MB"},
-		{[]string{"@" + dir, "b"}, "[{b }]", "<nil>\nmissing: DIR: not a regular file"},
-	} {
-		args, missing, err := ExpandArgs(tt.args)
-		got := strings.ReplaceAll(fmt.Sprint(args), dir, "DIR")
-		gotErr := fmt.Sprint(err)
-		for _, err := range missing {
-			gotErr += "\nmissing: " + err.Error()
-		}
-		gotErr = strings.ReplaceAll(gotErr, dir, "DIR")
-		if got != tt.want || gotErr != tt.err {
-			t.Errorf("%q: got %s, %s, want %s, %s", tt.args, got, gotErr, tt.want, tt.err)
-		}
-	}
 }

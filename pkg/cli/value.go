@@ -2,14 +2,9 @@ package cli
 
 import (
 	"errors"
-	"fmt"
-	"os"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
-
-	"opensmtpd-filters/pkg/listfile"
 )
 
 // Strings is a flag that can be given several times.
@@ -99,62 +94,4 @@ func format(d time.Duration) string {
 		s += format(d)
 	}
 	return s
-}
-
-// An Arg is an argument of the command line or a line of a file.
-type Arg struct {
-	Text  string
-	Where string // "file:line", or "" for the command line
-}
-
-// ExpandArgs puts the entries of the file in the place of each argument @file;
-// see package listfile for comments. An entry cannot name another file. Missing
-// says which files are not there or cannot be read: a filter runs without them.
-// The error has a line for each thing that is wrong: an entry that begins with @,
-// an argument that looks like a flag.
-func ExpandArgs(args []string) (out []Arg, missing []error, err error) {
-	var errs []error
-	for _, a := range args {
-		path, ok := strings.CutPrefix(a, "@")
-		switch {
-		case ok:
-			lines, bad, err := readArgs(path)
-			if err != nil {
-				missing = append(missing, err)
-			}
-			out, errs = append(out, lines...), append(errs, bad...)
-		case strings.HasPrefix(a, "-"):
-			errs = append(errs, fmt.Errorf("%s: flags come before the arguments", a))
-		default:
-			out = append(out, Arg{Text: a})
-		}
-	}
-	return out, missing, errors.Join(errs...)
-}
-
-const maxArgFile = 1 << 20
-
-func readArgs(path string) (args []Arg, bad []error, err error) {
-	file, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not be waited for
-	if err != nil {
-		return nil, nil, err
-	}
-	defer file.Close()
-	fi, err := file.Stat()
-	switch {
-	case err != nil:
-		return nil, nil, err
-	case !fi.Mode().IsRegular():
-		return nil, nil, fmt.Errorf("%s: not a regular file", path)
-	case fi.Size() > maxArgFile:
-		return nil, nil, fmt.Errorf("%s: larger than %d MB", path, maxArgFile>>20)
-	}
-	bad = listfile.Each(file, path, func(e listfile.Entry) error {
-		if e.Text[0] == '@' {
-			return errors.New("a file cannot name another")
-		}
-		args = append(args, Arg{e.Text, e.Place.String()})
-		return nil
-	})
-	return args, bad, nil
 }

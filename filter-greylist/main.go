@@ -71,12 +71,10 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 		}
 		c.OpenResolver(resolve.Options{})
 		c.spf = spf.New(spf.Options{Resolver: c.Resolver, Timeout: c.Timeout.Value, Metrics: c.Metrics})
-		c.Beside("records", func(ctx context.Context) {
-			if c.secret != nil {
-				c.secret() // so that the file is there before the first message
-			}
-			c.greylist.Run(ctx, c.now, c.Log)
-		})
+		c.Beside("records", func(ctx context.Context) { c.greylist.Run(ctx, c.now, c.Log) })
+		if c.secret != nil { // so that the file is there before the first message
+			c.Beside("secret", func(context.Context) { c.secret() })
+		}
 		if !p.Operator && c.database != "" {
 			tune()
 		}

@@ -280,11 +280,17 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 	if p.Operator {
 		p.Lists.Log = nil // -n and explain tell what is wrong themselves
 	}
+	// The lists come first: what is opened then may give up root's rights.
 	var errs [2]error
+	phase := p.Phase
+	p.Lists.DefaultRecipients = phase >= filter.RcptTo
+	p.Exempt, errs[0] = exempt.Open(p.Lists)
 	var check Check
 	check, errs[1] = open()
-	p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo // open may have set it
-	p.Exempt, errs[0] = exempt.Open(p.Lists)
+	if p.Phase != phase && errs[0] == nil { // open has set it
+		p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo
+		p.Exempt, errs[0] = exempt.Open(p.Lists)
+	}
 	if errs[0] == nil {
 		p.Metrics.Files(p.Exempt)
 	}

@@ -21,8 +21,8 @@ type found struct {
 	after time.Duration
 }
 
-// holds are the clients that are held. One goroutine looks at all of them: those
-// who wait cost a timer each, and nothing is counted as work.
+// holds are the clients that are held. One goroutine looks at all of them, and
+// nothing is counted as work.
 type holds struct {
 	look func(*peek.Conn) peek.Seen
 
@@ -44,7 +44,7 @@ func (h *holds) init(look func(*peek.Conn) peek.Seen) {
 	h.look, h.all, h.wake = look, make(map[*hold]bool), make(chan struct{}, 1)
 }
 
-// Len returns how many wait.
+// len returns how many are held.
 func (h *holds) len() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -119,8 +119,7 @@ func (h *holds) run(ctx context.Context) {
 		case <-h.wake:
 		case <-timer.C:
 		}
-		for _, w := range h.due(time.Now()) {
-			// Whatever happens in the look, it comes to its end.
+		for _, w := range h.due(time.Now()) { // should a look panic, run is called again
 			if now := time.Now(); w.answer(h.look(&w.conn), now) {
 				h.drop(w)
 			}

@@ -71,6 +71,15 @@ func Setup() error {
 			return fmt.Errorf("ip %v: %w: %s", args, err, out)
 		}
 	}
-	// IPv6 has no "route add local" for bind(2).
-	return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1\n"), 0)
+	for name, value := range map[string]string{
+		"ipv6/ip_nonlocal_bind": "1", // IPv6 has no "route add local" for bind(2)
+		// smtpd lets five connections wait for it. With cookies Linux makes more
+		// of them than that, and resets or forgets them.
+		"ipv4/tcp_syncookies": "0",
+	} {
+		if err := os.WriteFile("/proc/sys/net/"+name, []byte(value+"\n"), 0); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"opensmtpd-filters/test/smtpdtest"
@@ -185,32 +184,19 @@ func (s *session) hurry() {
 	}
 }
 
-// connect opens a connection and waits for the greeting. The kernel resets
-// connections when more than five at once wait for smtpd to take them, so a
-// reset before the greeting is tried again.
-func (s *session) connect(src string) (err error) {
-	for i := range 8 {
-		s.leave()
-		time.Sleep(time.Duration(i*s.rng.IntN(50)) * time.Millisecond)
-		var conn *smtpdtest.Client
-		if conn, err = s.crowd.server.Dial(src); err != nil {
-			continue
-		}
-		conn.Patience = answerTime
-		s.mu.Lock()
-		s.conn, s.bye = conn, false
-		s.mu.Unlock()
-		begin := time.Now()
-		r, rerr := conn.Reply()
-		if err = rerr; err == nil {
-			s.answered("connect", r, time.Since(begin))
-			return nil
-		}
-		if !errors.Is(err, syscall.ECONNRESET) {
-			break
-		}
+// connect opens a connection and waits for the greeting.
+func (s *session) connect(src string) error {
+	s.leave()
+	conn, err := s.crowd.server.Dial(src)
+	if err != nil {
+		return s.failed("connect", err)
 	}
-	return s.failed("connect", err)
+	conn.Patience = answerTime
+	s.mu.Lock()
+	s.conn, s.bye = conn, false
+	s.mu.Unlock()
+	_, err = s.reply("connect")
+	return err
 }
 
 // leave closes the connection, if there is one.

@@ -133,7 +133,7 @@ var weathers = []weather{
 	{"slow", 0.45, "*.bl.example delay 700ms\n*.wide.example delay 400ms\n*.wl.example delay 50ms\n*.score.example delay 1s\n" +
 		"*.senders.example delay 300ms\n*.in-addr.arpa delay 20ms\n"},
 	{"dead", 0.60, "*.bl.example drop\n*.wide.example drop\n*.wl.example drop\n*.score.example drop\n*.senders.example drop\n"},
-	{"lying", 0.80, "*.bl.example A 127.0.0.2\n*.wide.example wrongid\n*.wl.example garbage\n*.score.example A 127.255.255.255\n" +
+	{"lying", 0.80, "*.bl.example A 127.0.0.2\n*.wide.example wrongid\n*.wl.example garbage\n*.score.example A 127.0.0.1\n" +
 		"*.a.senders.example lame\n*.b.senders.example truncate\n*.c.senders.example tcpdrop\n*.d.senders.example noise\n*.senders.example servfail\n"},
 	{"fine", 1, ""},
 }

@@ -235,7 +235,7 @@ func (r *round) run() (bad []string, err error) {
 			r.crowd.start(true, func() {})
 		}
 		if r.trouble {
-			r.make(now())
+			r.disturb(now())
 		}
 		if now()-looked >= time.Second {
 			looked = now()
@@ -275,8 +275,8 @@ func (r *round) run() (bad []string, err error) {
 	return bad, nil
 }
 
-// make does to the filters what belongs to this time of the run.
-func (r *round) make(now time.Duration) {
+// disturb does to the filters what belongs to this time of the run.
+func (r *round) disturb(now time.Duration) {
 	cycle := cycleOf(r.length)
 	part := float64(now%cycle) / float64(cycle)
 	for _, w := range weathers {

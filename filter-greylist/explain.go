@@ -68,7 +68,12 @@ func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) 
 	return nil
 }
 
-func shownTime(ms int64) string { return time.UnixMilli(ms).Format("2006-01-02 15:04:05") }
+func shownTime(ms int64) string {
+	if ms == 0 {
+		return "never"
+	}
+	return time.UnixMilli(ms).Format("2006-01-02 15:04:05")
+}
 
 // meaning says in words what a reason is.
 var meaning = map[greylist.Reason]string{

@@ -124,7 +124,7 @@ func showDyndns(w io.Writer, release smtpdtest.Release, bin string) (err error) 
 		if err != nil {
 			return fmt.Errorf("mail from %s: %w", c.addr, err)
 		}
-		class, went := logField(s.Log(), c.addr, "class"), "refused"
+		class, went := logField(s.Log(), c.addr, "reason"), "refused"
 		if res.Accepted() {
 			mails, err := s.WaitMail(user, 1)
 			if err != nil {

@@ -12,12 +12,21 @@ import (
 // make us ask for his own records, of 64 kB each.
 const maxCacheBytes = 32 << 20
 
+// What has expired is looked for so often, and among so many answers for each
+// that comes in.
+const (
+	sweepEvery = time.Minute
+	sweepStep  = 16
+)
+
 // A cache keeps the answers asked for last.
 type cache struct {
 	lru *lru.Cache[key, *answer]
 
 	mu    sync.Mutex // held by writers
 	bytes int
+	sweep []key // still to be looked at
+	swept time.Time
 }
 
 func newCache(size int) *cache {
@@ -43,6 +52,27 @@ func (c *cache) put(k key, a *answer) {
 	c.lru.Add(k, a)
 	for c.bytes > maxCacheBytes {
 		c.lru.RemoveOldest()
+	}
+	c.dropExpired(time.Now())
+}
+
+// dropExpired drops some of what has expired. Most names are asked for once,
+// and would else stay until the cache is full.
+func (c *cache) dropExpired(now time.Time) {
+	if len(c.sweep) == 0 {
+		if now.Sub(c.swept) < sweepEvery {
+			return
+		}
+		c.sweep, c.swept = c.lru.Keys(), now
+	}
+	n := min(len(c.sweep), sweepStep)
+	for _, k := range c.sweep[:n] {
+		if a, ok := c.lru.Peek(k); ok && !now.Before(a.expires) {
+			c.lru.Remove(k)
+		}
+	}
+	if c.sweep = c.sweep[n:]; len(c.sweep) == 0 {
+		c.sweep = nil
 	}
 }
 

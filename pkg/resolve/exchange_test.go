@@ -835,6 +835,37 @@ func TestCacheBounds(t *testing.T) {
 	}
 }
 
+// Names that are asked for once do not stay until the cache is full.
+func TestCacheDropsExpired(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCache(1 << 16)
+		n := 0
+		put := func(ttl time.Duration) {
+			n++
+			c.put(key{fmt.Sprint(n), dns.TypeTXT}, &answer{expires: time.Now().Add(ttl)})
+		}
+		put(24 * time.Hour) // the oldest, and good for longest
+		for range 600 {
+			time.Sleep(time.Second)
+			for range 20 {
+				put(10 * time.Second)
+			}
+		}
+		if c.get(key{"1", dns.TypeTXT}, time.Now()) == nil {
+			t.Error("what has not expired is dropped")
+		}
+		// Those of a minute until they are looked for, and of what it takes to look
+		// among as many.
+		if got := c.lru.Len(); got > 20*(10+60+10) {
+			t.Errorf("%d answers", got)
+		}
+		c.purge()
+		if c.bytes != 0 {
+			t.Errorf("%d bytes after purge", c.bytes)
+		}
+	})
+}
+
 // StartA calls back once, whatever happens, and says whose query it was.
 func TestStartA(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

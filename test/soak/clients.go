@@ -188,6 +188,9 @@ func (s *session) hurry() {
 func (s *session) connect(src string) error {
 	s.leave()
 	conn, err := s.crowd.server.Dial(src)
+	if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		return errClosed // smtpd has too much to do to take connections
+	}
 	if err != nil {
 		return s.failed("connect", err)
 	}

@@ -100,8 +100,9 @@ func (f *Filter[S]) OnSession(h func(*Session[S])) { f.onSession = h }
 // OnClose sets what is called when a connection has ended.
 func (f *Filter[S]) OnClose(h func(*Session[S])) { f.onClose = h }
 
-// OnReport sets what is called for an event, after the fields of the session
-// have been brought up to date. The line is valid during the call.
+// OnReport sets what is called for an event, in the place of what was set before,
+// after the fields of the session have been brought up to date. The line is valid
+// during the call.
 func (f *Filter[S]) OnReport(e proto.Event, h func(*Session[S], *proto.Line)) {
 	f.onReport[e] = h
 }

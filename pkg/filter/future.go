@@ -38,7 +38,9 @@ type Future[T any] struct {
 // context.Canceled. A panic is logged and makes an error. The work must not
 // touch the session; what it needs it is given before.
 //
-// Use it for work of which a session has one at a time.
+// Use it for work of which a session has one at a time. A HELO name may be given
+// again and again: look up the first with Go when it is reported
+// (proto.LinkIdentify), another one only where it is awaited, with GoTx.
 func Go[T, S any](s *Session[S], timeout time.Duration, work func(context.Context) T) *Future[T] {
 	return begin(s, &s.life, netip.Prefix{}, timeout, work)
 }

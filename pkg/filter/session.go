@@ -16,7 +16,7 @@ type Session[S any] struct {
 	Dst    netip.AddrPort // smtpd's listener, which may be one of all addresses, 0.0.0.0 or ::; not valid if Src is not
 	RDNS   string         // reverse name, "<unknown>" if there is none or the DNS had trouble; see proto.Link
 	FCrDNS bool           // a forward address of RDNS is the client's; false also if the DNS had trouble
-	Helo   string         // name given with HELO or EHLO, once smtpd has accepted it
+	Helo   string         // name given with HELO or EHLO, once smtpd has accepted it: at helo and ehlo it is in Request.Arg
 	TLS    string         // version, cipher and bits, if the connection is encrypted
 	User   string         // who has authenticated, vis(3)-encoded; empty if nobody has
 	Tx     Tx

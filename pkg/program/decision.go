@@ -8,10 +8,10 @@ import (
 // A Verdict is what a check says of a client or of its mail.
 type Verdict struct {
 	Action cli.Action // the zero value is proceed
-	Reply  cli.Reply  // of an action that refuses
+	Reply  cli.Reply  // of an action that refuses; sent as it is, so for defer it must be one with 4xx: Reply.Temporary
 	Reason string     // a word of the program's own, as its page lists them
 	By     string     // the line of a list, or the flag, that decided
-	Keys   []any      // the program's own keys and values of the log, in their order
+	Keys   []any      // the program's own keys and values of the log, in their order; after those of every line, action to rcpt
 
 	Rcpt  string // who is refused, if it is one recipient; "" for all so far
 	Quiet bool   // log only with -v: mail of our own users

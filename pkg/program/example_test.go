@@ -2,6 +2,7 @@ package program_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -43,6 +44,9 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 	c := &check{Program: p, action: cli.Action{Name: cli.Junk}}
 	p.Var(&c.action, "short", "what to do with names without a dot: `ACTION` is proceed, junk, defer or refuse")
 	return func() (program.Check, error) {
+		if p.Phase < filter.Helo {
+			return nil, cli.BadFlag("phase", p.Phase.String(), errors.New("the HELO name is not known there"))
+		}
 		c.OpenResolver(resolve.Options{})
 		return c, nil
 	}
@@ -53,8 +57,12 @@ func (c *check) Filter() program.Runner {
 	gate := &program.Gate[state]{
 		Program: c.Program,
 		Visit:   func(s *filter.Session[state]) *program.Visit { return &s.Local.Visit },
-		Judge: func(s *filter.Session[state], _ filter.Request, then func(program.Verdict) filter.Response) filter.Response {
-			return then(c.verdict(s.Helo))
+		Judge: func(s *filter.Session[state], r filter.Request, then func(program.Verdict) filter.Response) filter.Response {
+			helo := s.Helo
+			if r.Phase == filter.Helo || r.Phase == filter.Ehlo {
+				helo = r.Arg // smtpd reports it once it is accepted
+			}
+			return then(c.verdict(helo))
 		},
 	}
 	gate.Handle(f)
@@ -66,13 +74,18 @@ func (c *check) verdict(helo string) program.Verdict {
 	if strings.Contains(helo, ".") {
 		return program.Verdict{Reason: "proper"}
 	}
-	return program.Verdict{
-		Action: c.action, Reason: "short", Keys: []any{"helo", helo},
-		Reply: cli.Reply{Code: 550, Enhanced: "5.7.1", Text: "your HELO name is not one"},
+	reply := cli.Reply{Code: 550, Enhanced: "5.7.1", Text: "your HELO name is not one"}
+	if c.action.Name == cli.Defer {
+		reply = reply.Temporary()
 	}
+	return program.Verdict{Action: c.action, Reply: reply, Reason: "short", Keys: []any{"helo", helo}}
 }
 
 func (c *check) Explain(_ context.Context, q program.Query, t *program.Table) error {
+	if q.Helo == "" {
+		t.Row("answer", "depends on the HELO name")
+		return nil
+	}
 	v := c.verdict(q.Helo)
 	t.Row("answer", "%s: %s", &v.Action, v.Reason)
 	return nil

@@ -30,7 +30,9 @@ type Gate[S any] struct {
 	Only bool
 	// Visit returns where the Gate keeps what it needs to know of a session.
 	Visit func(*filter.Session[S]) *Visit
-	// Judge returns then(verdict), or an Await of what has to be known first.
+	// Judge returns then(verdict), or an Await of what has to be known first. The
+	// phase is that of r, -phase or a later one. What r is about is in r.Arg: the
+	// session has the HELO name and the sender once smtpd has accepted them.
 	Judge func(s *filter.Session[S], r filter.Request, then func(Verdict) filter.Response) filter.Response
 
 	// These may be nil.
@@ -61,7 +63,9 @@ type Visit struct {
 // been.
 func (v *Visit) Refused() bool { return v.refused > 0 }
 
-// Handle sets the handlers of the gate.
+// Handle sets the handlers of the gate: those of the phases and, if the phase is
+// mail-from or later, that of tx-reset. A program that sets its own for tx-reset
+// calls Reset there.
 func (g *Gate[S]) Handle(f *filter.Filter[S]) {
 	if g.Phase >= filter.MailFrom {
 		f.OnReport(proto.TxReset, func(s *filter.Session[S], _ *proto.Line) { g.Reset(s) })
@@ -124,7 +128,8 @@ func ClientOf[S any](s *filter.Session[S]) exempt.Client {
 }
 
 // Judged reports whether the present message, or its client, was judged and not
-// exempt: whether there is something to say of it in a header field.
+// exempt: whether there is something to say of it in a header field. If not, the
+// function given to Filter.SetHeader returns "".
 func (g *Gate[S]) Judged(s *filter.Session[S]) bool {
 	return g.Visit(s).judged && !g.client(s).Exempt
 }

@@ -52,7 +52,7 @@ type Spec struct {
 	Timeout time.Duration // default of -timeout; 0: no such flag
 	Phase   string        // default of -phase; "": no such flag
 	Phases  []string      // those of -phase, if it has its own: then it sees to it itself where a sender or recipient is exempt
-	Field   string        // the header field of -header; "": no such flag
+	Field   string        // the header field of -header, for Filter to set if Program.Header; "": no such flag
 	Refuses bool          // the clients of reject lines are refused
 	Looks   bool          // the check explains exempt clients too
 
@@ -68,7 +68,8 @@ type Check interface {
 	// Filter returns the filter with its handlers, to be run once.
 	Filter() Runner
 	// Explain writes what would be done now with a client that is not exempt,
-	// and why. It stores nothing.
+	// and why, with "answer" as the last row. Address and name are in the table,
+	// ctx has a deadline, parts of q may be missing. It stores nothing.
 	Explain(ctx context.Context, q Query, t *Table) error
 	// Config writes what -n shows beside the flags and the lists.
 	Config(t *Table)

@@ -27,7 +27,7 @@ func TestMain(m *testing.M) {
 func TestDialogues(t *testing.T) { testscript.Run(t, filtertest.Params("testdata")) }
 
 func TestTraces(t *testing.T) {
-	for _, phase := range []string{"connect", "rcpt-to", "data"} {
+	for _, phase := range []string{"helo", "rcpt-to", "data"} {
 		filtertest.ReplayTraces(t, "filter-helo", "-commonList", "", "-resolver", "127.0.0.1:1", "-phase", phase, "-short", "refuse")
 	}
 }

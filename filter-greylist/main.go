@@ -69,7 +69,7 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 		if err := c.openStore(); err != nil {
 			return nil, err
 		}
-		c.OpenResolver(resolve.Options{})
+		c.OpenResolver(resolve.Options{CacheSize: 16384}) // most senders come once
 		c.spf = spf.New(spf.Options{Resolver: c.Resolver, Timeout: c.Timeout.Value, Metrics: c.Metrics})
 		c.Beside("records", func(ctx context.Context) { c.greylist.Run(ctx, c.now, c.Log) })
 		if c.secret != nil { // so that the file is there before the first message

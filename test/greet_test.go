@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -371,13 +370,7 @@ func TestGreetTalk(t *testing.T) {
 // An earlier filter refuses while the greeting is held: at once.
 func TestGreetChain(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
-		phase := "-blockPhase"
-		if help, err := exec.Command(filepath.Join(os.Getenv(binEnv), "filter-dnsbl"), "-h").Output(); err != nil {
-			t.Fatal(err)
-		} else if strings.Contains(string(help), "\n  -phase ") {
-			phase = "-phase"
-		}
-		conf := greet(r, longWait, smtpdtest.Filter{Name: "dnsbl", Command: "filter-dnsbl " + phase + " connect -blockAt 1 bl.example"})
+		conf := greet(r, longWait, smtpdtest.Filter{Name: "dnsbl", Command: "filter-dnsbl -phase connect -blockAt 1 bl.example"})
 		conf.Zone = smtpdtest.Host("198.51.100.1", "listed.example") + smtpdtest.Host("198.51.100.2", "good.example") +
 			"1.100.51.198.bl.example A 127.0.0.2\n2.0.0.127.bl.example A 127.0.0.2\n"
 		s := start(t, conf)

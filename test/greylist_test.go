@@ -87,7 +87,7 @@ func (s server) logged(words ...string) {
 var greyReply = regexp.MustCompile(`^451 4\.7\.1 Greylisted, please try again in [1-9]\d* seconds$`)
 
 func isGreyed(res smtpdtest.Result) bool {
-	return res.Step == "DATA" && greyReply.MatchString(res.Reply.String()) && !res.Closed
+	return (res.Step == "DATA" || res.Step == "message") && greyReply.MatchString(res.Reply.String()) && !res.Closed
 }
 
 // greyed sends a mail that must be refused.
@@ -700,7 +700,7 @@ func TestGreylistSilentDNS(t *testing.T) {
 func TestGreylistChain(t *testing.T) {
 	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
 		serveLists(t)
-		c := dnsbl(r, "-junkAt 3 -blockPhase data zen.spamhaus.org*3")
+		c := dnsbl(r, "-junkAt 3 -phase data zen.spamhaus.org*3")
 		c.Filters = append(c.Filters, greylistFilter("-passTime 1s"))
 		s := startGreylist(t, c)
 		s.tested("zen.spamhaus.org")
@@ -734,7 +734,7 @@ func TestGreylistTrap(t *testing.T) {
 		if res := s.send(trap(bad)); res.Step != "RCPT" || res.Reply.Code != 451 {
 			t.Errorf("for a trap: %v", res)
 		}
-		s.logged("action=defer", "reason=trapped", "addr=203.0.113.1 ", "rcpt=<old.address@example.org>", "traps:2")
+		s.logged("action=defer", "reason=trapped", "addr=203.0.113.1 ", "rcpt=<Old.Address@example.org>", "traps:2")
 		time.Sleep(time.Second)
 		s.greyed(bad)
 		s.logged("action=defer", "reason=trapped", "addr=203.0.113.1 ", "rcpt=<bob@example.org>")

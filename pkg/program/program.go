@@ -287,7 +287,10 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 	p.Lists.DefaultRecipients = phase >= filter.RcptTo
 	p.Exempt, errs[0] = exempt.Open(p.Lists)
 	var check Check
-	check, errs[1] = open()
+	errs[1] = guard.Call(func() (err error) {
+		check, err = open()
+		return err
+	})
 	if p.Phase != phase && errs[0] == nil { // open has set it
 		p.Lists.DefaultRecipients = p.Phase >= filter.RcptTo
 		p.Exempt, errs[0] = exempt.Open(p.Lists)
@@ -297,6 +300,9 @@ func (p *Program) open(open func() (Check, error)) (Check, error) {
 	}
 	if err := errors.Join(errs[:]...); err != nil {
 		return nil, err
+	}
+	if check == nil {
+		return nil, errors.New("there is no check to run: a fault of this program")
 	}
 	if p.spec.Phases == nil && p.Phase != 0 && p.Phase < filter.MailFrom && len(p.Lists.Senders) > 0 {
 		p.Warn("-allowSenders does nothing at %s: senders are not known yet", p.Phase)
@@ -359,7 +365,14 @@ func (p *Program) serve(check Check) int {
 	for _, w := range p.warnings {
 		p.Log.Warn(w)
 	}
-	f := check.Filter() // which may have tasks
+	var f Runner // which may have tasks
+	err := guard.Call(func() error {
+		f = check.Filter()
+		return nil
+	})
+	if err != nil {
+		return p.Exit(err, p.Out, p.Err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	var tasks []<-chan struct{}
 	beside := func(what string, f func(context.Context)) {

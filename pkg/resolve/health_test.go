@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -96,8 +97,16 @@ func TestHealth(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				var mu sync.Mutex // of what the goroutines of the resolver use, too
 				root, invalid, asked := tt.root, tt.invalid, 0
+				questions := func() int {
+					mu.Lock()
+					defer mu.Unlock()
+					return asked
+				}
 				r := InMemory(Options{}, func(name, typ string) Reply {
+					mu.Lock()
+					defer mu.Unlock()
 					say := invalid
 					if name == "" {
 						asked++
@@ -116,7 +125,11 @@ func TestHealth(t *testing.T) {
 				defer r.Close()
 				var log bytes.Buffer
 				var over []Trouble
-				h := NewHealth(r, slog.New(slog.NewTextHandler(&log, nil)), func(t Trouble) { over = append(over, t) })
+				h := NewHealth(r, slog.New(slog.NewTextHandler(&log, nil)), func(t Trouble) {
+					mu.Lock()
+					defer mu.Unlock()
+					over = append(over, t)
+				})
 				ctx, cancel := context.WithCancel(t.Context())
 				done := make(chan bool)
 				go func() { h.Run(ctx); close(done) }()
@@ -127,8 +140,8 @@ func TestHealth(t *testing.T) {
 				if got := h.Judge(ctx); got != tt.want {
 					t.Errorf("%v, want %v", got, tt.want)
 				}
-				if asked > 2 {
-					t.Errorf("%d questions at a time", asked)
+				if n := questions(); n > 2 {
+					t.Errorf("%d questions at a time", n)
 				}
 				if tt.want == Well {
 					return
@@ -136,14 +149,14 @@ func TestHealth(t *testing.T) {
 				h.Blame(tt.want, nil)
 				h.Blame(tt.want, nil)
 				rate := func(used bool) int {
-					before := asked
+					before := questions()
 					for range 600 {
 						if used {
 							h.Use()
 						}
 						time.Sleep(time.Second)
 					}
-					return asked - before
+					return questions() - before
 				}
 				if n := rate(true); n < 100 || n > 610 {
 					t.Errorf("%d questions in 10 minutes with clients", n)
@@ -152,7 +165,9 @@ func TestHealth(t *testing.T) {
 				if n := rate(false); n < 9 || n > 21 {
 					t.Errorf("%d questions in 10 minutes without", n)
 				}
+				mu.Lock()
 				root, invalid = "ns", ""
+				mu.Unlock()
 				h.Use()
 				time.Sleep(5 * time.Second)
 				if h.Trouble() != Well || len(over) != 1 || over[0] != tt.want {

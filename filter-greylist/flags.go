@@ -111,11 +111,3 @@ func (f *flags) parseStore(command bool) error {
 	}
 	return nil
 }
-
-// keyPath returns the file of the secret.
-func (f *flags) keyPath() string {
-	if f.keyFile == "" && f.database != "" {
-		return f.database + ".key"
-	}
-	return f.keyFile
-}

@@ -30,6 +30,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -429,13 +430,16 @@ func (p *Program) config(check Check) error {
 }
 
 // masked is a writer through which nothing goes that mask takes out. Each Write
-// is of whole lines.
+// is of whole lines, which do not mix: the log has a goroutine of its own.
 type masked struct {
+	mu   sync.Mutex
 	w    io.Writer
 	mask atomic.Pointer[func(string) string] // the log may be writing when it is set
 }
 
 func (m *masked) Write(b []byte) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	mask := m.mask.Load()
 	if mask == nil {
 		return m.w.Write(b)

@@ -2,11 +2,13 @@
 
 VERSION =	0.1
 FILTERS =	filter-dnsbl filter-dyndns filter-greet filter-greylist filter-senderscore
+PROGRAMS =	${FILTERS} filterctl
 
 # smtpd looks for filters in LIBEXECDIR: /usr/libexec/opensmtpd in Debian,
 # /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD.
 PREFIX !=	case `uname -s` in Linux) echo /usr;; *) echo /usr/local;; esac
 LIBEXECDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/libexec/smtpd;; *) echo ${PREFIX}/libexec/opensmtpd;; esac
+SBINDIR =	${PREFIX}/sbin
 MANDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/man;; *) echo ${PREFIX}/share/man;; esac
 DESTDIR =
 
@@ -22,7 +24,7 @@ RECORDS =	5000000
 SOAK =		3m
 
 all:
-	@for f in ${FILTERS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
+	@for f in ${PROGRAMS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
 
 # Real mail through a real smtpd. As root on Debian; installs smtpd if need be.
 demo: all
@@ -65,31 +67,32 @@ lint: man
 
 # The manual pages, checked. Which others are installed here does not matter.
 man:
-	@out=`mandoc -T lint filter-*/*.8 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'`; \
+	@out=`mandoc -T lint filter*/*.8 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'`; \
 		[ -z "$$out" ] || { echo "$$out"; exit 1; }
 
 # Every system, of our own packages those that the filters are made of.
 cross:
 	@for os in openbsd freebsd linux; do for arch in amd64 arm64; do \
 		echo "$$os/$$arch"; \
-		for f in ${FILTERS}; do \
+		for f in ${PROGRAMS}; do \
 			GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} build -o /dev/null ./$$f || exit 1; \
 		done; \
-		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} vet `${GO} list -deps ./filter-* | grep ^opensmtpd-filters` || exit 1; \
+		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} vet `${GO} list -deps ./filter* | grep ^opensmtpd-filters` || exit 1; \
 	done; done
 
 install: all
-	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${MANDIR}/man8
-	for f in ${FILTERS}; do \
-		install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f && \
-		install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; \
-	done
+	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${SBINDIR} ${DESTDIR}${MANDIR}/man8
+	for f in ${FILTERS}; do install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f || exit 1; done
+	install -m 755 bin/filterctl ${DESTDIR}${SBINDIR}/filterctl
+	for f in ${PROGRAMS}; do install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; done
 	-for f in filter-greylist filter-senderscore; do \
 		install -d -m 750 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/$$f || exit 1; \
 	done
 
 uninstall:
-	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f ${DESTDIR}${MANDIR}/man8/$$f.8; done
+	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f; done
+	rm -f ${DESTDIR}${SBINDIR}/filterctl
+	for f in ${PROGRAMS}; do rm -f ${DESTDIR}${MANDIR}/man8/$$f.8; done
 
 clean:
 	rm -rf bin

@@ -71,7 +71,7 @@ func violations(pkg string, imports []string) []string {
 	}
 	forTests := func(p string) bool { return p == "pkg/filtertest" || p == "pkg/greylist/storetest" }
 	rule, known := importRules()[pkg]
-	isFilter := strings.HasPrefix(top, "filter-")
+	isFilter := strings.HasPrefix(top, "filter-") || top == "filterctl"
 	var bad []string
 	if !known && !isFilter && !forTests(pkg) {
 		bad = append(bad, pkg+" has no import rule")
@@ -192,13 +192,16 @@ func TestImportRules(t *testing.T) {
 		{"filter-dnsbl", "filter-dyndns filter-dyndns/x pkg/filtertest pkg/greylist/storetest test/smtpdtest", "filter-dyndns filter-dyndns/x pkg/filtertest pkg/greylist/storetest test/smtpdtest"},
 		{"filter-dnsbl", "github.com/miekg/dns", "github.com/miekg/dns"},
 		{"filter-dnsbl/zones", "filter-dnsbl/a filter-dyndns/b", "filter-dyndns/b"},
+		{"filterctl", "pkg/smtpdconf pkg/resolve", ""},
+		{"filterctl", "filter-dnsbl pkg/filtertest", "filter-dnsbl pkg/filtertest"},
+		{"filter-dnsbl", "filterctl", "filterctl"},
 		{"test/demo", "pkg/filter pkg/filtertest github.com/miekg/dns", ""},
 		{"bench", "pkg/filtertest", ""},
 	} {
 		full := func(list string) []string {
 			words := strings.Fields(list)
 			for i, w := range words {
-				if top, _, _ := strings.Cut(w, "/"); top == "pkg" || top == "test" || strings.HasPrefix(top, "filter-") {
+				if top, _, _ := strings.Cut(w, "/"); top == "pkg" || top == "test" || strings.HasPrefix(top, "filter") {
 					words[i] = module + w
 				}
 			}

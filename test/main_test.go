@@ -28,9 +28,12 @@ func TestMain(m *testing.M) {
 	os.Exit(status)
 }
 
-// filters returns the names of the suite's programs.
-func filters() []string {
-	dirs, _ := filepath.Glob("../filter-*")
+// filters returns the names of the suite's filters.
+func filters() []string { return programs("../filter-*") }
+
+// programs returns the names of the programs in the folders of a pattern.
+func programs(pattern string) []string {
+	dirs, _ := filepath.Glob(pattern)
 	for i, d := range dirs {
 		dirs[i] = filepath.Base(d)
 	}
@@ -51,11 +54,11 @@ func run(m *testing.M) (status int, err error) {
 		return 1, err
 	}
 	defer func() { _ = os.RemoveAll(bin) }()
-	programs := []string{"./test/scripted", "./test/denied"}
+	build := []string{"./test/scripted", "./test/denied", "./filterctl"}
 	for _, f := range filters() {
-		programs = append(programs, "./"+f)
+		build = append(build, "./"+f)
 	}
-	if err := smtpdtest.Build(bin, programs...); err != nil {
+	if err := smtpdtest.Build(bin, build...); err != nil {
 		return 1, err
 	}
 	if err := os.Setenv(binEnv, bin); err != nil {
@@ -105,7 +108,7 @@ func forReleases(t *testing.T, releases []smtpdtest.Release, test func(t *testin
 // report a cached result after they have changed.
 func noteSources(t *testing.T) {
 	t.Helper()
-	roots := []string{"../pkg", "scripted"}
+	roots := []string{"../pkg", "../filterctl", "scripted"}
 	for _, f := range filters() {
 		roots = append(roots, "../"+f)
 	}

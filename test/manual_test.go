@@ -26,24 +26,58 @@ func page(t *testing.T, filter string) string {
 // The page and -h name the same flags.
 func TestManualFlags(t *testing.T) {
 	for _, filter := range filters() {
-		help, err := exec.Command(filepath.Join(os.Getenv(binEnv), filter), "-h").Output()
-		if err != nil {
-			t.Fatal(filter, err)
+		sameFlags(t, filter, shownFlags(t, filter), page(t, filter))
+	}
+}
+
+// sameFlags has a page, or a part of it, describe the flags that are shown.
+func sameFlags(t *testing.T, what string, shown []string, page string) {
+	t.Helper()
+	var described []string
+	for _, m := range regexp.MustCompile(`(?m)^\.It Fl (\w+)`).FindAllStringSubmatch(page, -1) {
+		if m[1] != "h" {
+			described = append(described, m[1])
 		}
-		var shown, described []string
-		for _, m := range regexp.MustCompile(`(?m)^  -(\w+)`).FindAllStringSubmatch(string(help), -1) {
-			shown = append(shown, m[1])
-		}
-		for _, m := range regexp.MustCompile(`(?m)^\.It Fl (\w+)`).FindAllStringSubmatch(page(t, filter), -1) {
-			if m[1] != "h" {
-				described = append(described, m[1])
-			}
-		}
-		slices.Sort(shown)
-		slices.Sort(described)
-		if described = slices.Compact(described); len(shown) < 5 || !slices.Equal(shown, described) {
-			t.Errorf("%s: -h shows %q, the page describes %q", filter, shown, described)
-		}
+	}
+	slices.Sort(shown)
+	slices.Sort(described)
+	if described = slices.Compact(described); len(shown) == 0 || !slices.Equal(shown, described) {
+		t.Errorf("%s: -h shows %q, the page describes %q", what, shown, described)
+	}
+}
+
+// shownFlags returns the flags that a command line shows when -h is added.
+func shownFlags(t *testing.T, program string, args ...string) (flags []string) {
+	t.Helper()
+	help, err := exec.Command(filepath.Join(os.Getenv(binEnv), program), append(args, "-h")...).Output()
+	if err != nil {
+		t.Fatal(program, args, err)
+	}
+	for _, m := range regexp.MustCompile(`(?m)^  -(\w+)`).FindAllStringSubmatch(string(help), -1) {
+		flags = append(flags, m[1])
+	}
+	return flags
+}
+
+// Each command of filterctl has a part of the page, with its flags.
+func TestManualCommands(t *testing.T) {
+	help, err := exec.Command(filepath.Join(os.Getenv(binEnv), "filterctl"), "-h").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown []string
+	for _, m := range regexp.MustCompile(`(?m)^  (\w+)`).FindAllStringSubmatch(string(help), -1) {
+		shown = append(shown, m[1])
+	}
+	parts := strings.Split(page(t, "filterctl"), "\n.Ss ")
+	var described []string
+	for _, part := range parts[1:] {
+		name, _, _ := strings.Cut(part, "\n")
+		described = append(described, name)
+		sameFlags(t, name, shownFlags(t, "filterctl", name), part)
+	}
+	if !slices.Equal(shown, described) {
+		t.Errorf("-h shows the commands %q, the page describes %q", shown, described)
 	}
 }
 
@@ -59,7 +93,7 @@ func TestManualExamples(t *testing.T) {
 			examples = append(examples, regexp.MustCompile(`(?m)^    `).ReplaceAllString(block, ""))
 		}
 	}
-	for _, filter := range filters() {
+	for _, filter := range append(filters(), "filterctl") {
 		for _, m := range regexp.MustCompile(`(?s)\.Bd -literal[^\n]*\n(.*?)\.Ed`).FindAllStringSubmatch(page(t, filter), -1) {
 			examples = append(examples, strings.NewReplacer(`\e`, `\`, `\&`, "").Replace(m[1]))
 		}

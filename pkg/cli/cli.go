@@ -34,12 +34,12 @@ import (
 // ErrVersion is returned by Parse for -version; -h gives flag.ErrHelp.
 var ErrVersion = errors.New("version asked for")
 
-// Options say which of the common flags there are. Always there are -n, -v,
-// -version and -h.
+// Options say which of the common flags there are. -h is always one.
 type Options struct {
 	Name     string   // of the program
 	Synopsis []string // what follows the name, one for each form of the command; default "[flags]"
 	Args     bool     // arguments may follow the flags
+	Command  bool     // one command of a program: without -n, -v and -version
 
 	DryRun   bool                                   // -dryRun
 	Metrics  bool                                   // -metrics FILE
@@ -68,9 +68,11 @@ type Flags struct {
 func New(o Options) *Flags {
 	f := &Flags{FlagSet: flag.NewFlagSet(o.Name, flag.ContinueOnError), hidden: map[string]bool{}, opts: o}
 	f.SetOutput(io.Discard) // errors are returned, and Exit prints them
-	f.BoolVar(&f.CheckOnly, "n", false, "check the configuration, print what is in force, and exit")
-	f.BoolVar(&f.Verbose, "v", false, "log more")
-	f.BoolVar(&f.version, "version", false, "print the version and exit")
+	if !o.Command {
+		f.BoolVar(&f.CheckOnly, "n", false, "check the configuration, print what is in force, and exit")
+		f.BoolVar(&f.Verbose, "v", false, "log more")
+		f.BoolVar(&f.version, "version", false, "print the version and exit")
+	}
 	if o.DryRun {
 		f.BoolVar(&f.DryRun, "dryRun", false, "decide and log, but let everything pass")
 	}
@@ -165,7 +167,7 @@ func (f *Flags) Exit(err error, stdout, stderr io.Writer) int {
 	case errors.Is(err, flag.ErrHelp):
 		f.Usage(stdout)
 	case errors.Is(err, ErrVersion):
-		fmt.Fprintf(stdout, "%s %s (%s, %s/%s)\n", f.Name(), Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+		fmt.Fprintln(stdout, VersionLine(f.Name()))
 	default:
 		w := Printable(stderr)
 		for line := range strings.SplitSeq(err.Error(), "\n") {
@@ -253,6 +255,11 @@ func (f *Flags) Hide(names ...string) {
 	for _, n := range names {
 		f.hidden[n] = true
 	}
+}
+
+// VersionLine returns what -version prints.
+func VersionLine(program string) string {
+	return fmt.Sprintf("%s %s (%s, %s/%s)", program, Version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 }
 
 var version string // set with -ldflags "-X opensmtpd-filters/pkg/cli.version=1.0"

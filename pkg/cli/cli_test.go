@@ -79,6 +79,20 @@ func TestParse(t *testing.T) {
 	}
 }
 
+// A command of a program has no flags but its own, and -h.
+func TestCommand(t *testing.T) {
+	f := New(Options{Name: "x check", Command: true})
+	f.String("f", "/etc/smtpd.conf", "the `FILE` to check")
+	for _, name := range []string{"n", "v", "version"} {
+		if err := f.Parse([]string{"-" + name}); err == nil || err.Error() != "-"+name+": no such flag" {
+			t.Errorf("-%s: %v", name, err)
+		}
+	}
+	if err := f.Parse([]string{"-h"}); !errors.Is(err, flag.ErrHelp) {
+		t.Error(err)
+	}
+}
+
 func TestExit(t *testing.T) {
 	f, _ := newFlags()
 	for _, tt := range []struct {

@@ -56,7 +56,7 @@ func (c *check) action(f rdns.Finding) cli.Action {
 	if a := c.actions[f.Class]; a != nil {
 		return *a
 	}
-	return cli.Action{}
+	return cli.Action{Name: cli.Proceed} // there is no flag for proper names
 }
 
 // reply returns what a client is told if it is refused.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"testing"
+	"time"
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/rdns"
@@ -36,5 +37,37 @@ func TestReply(t *testing.T) {
 	}
 	if _, err := parseReplies("550 %x"); err == nil {
 		t.Error("a reply with an unknown placeholder is taken")
+	}
+}
+
+// A client that would be let pass anyway is judged once: there is nothing that the
+// name in HELO could clear it of.
+func TestHeloMatters(t *testing.T) {
+	for class := rdns.None; class <= rdns.Proper; class++ {
+		for _, action := range []string{"", "proceed", "junk", "defer", "refuse", "disconnect", "slow:1s"} {
+			a := &cli.Action{MaxDelay: time.Minute}
+			if action != "" {
+				if err := a.Set(action); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for _, helo := range []string{"", "mail.example.net"} {
+				for _, on := range []bool{false, true} {
+					c := &check{helo: on, actions: map[rdns.Class]*cli.Action{}}
+					if class != rdns.Proper {
+						c.actions[class] = a
+					}
+					passes := class == rdns.Proper || action == "" || action == "proceed"
+					f := rdns.Finding{Verdict: rdns.Verdict{Class: class}}
+					if got, want := c.heloMatters(f, helo), on && helo != "" && !passes; got != want {
+						t.Errorf("%s %q, HELO %q, -helo %v: judged again %v", class, action, helo, on, got)
+					}
+				}
+			}
+		}
+	}
+	c := &check{}
+	if a := c.action(rdns.Finding{Verdict: rdns.Verdict{Class: rdns.Proper}}); a.String() != cli.Proceed {
+		t.Errorf("the action for a proper name is called %q", a.String())
 	}
 }

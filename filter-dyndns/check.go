@@ -69,7 +69,7 @@ func (c *check) newJudge() *rdns.Judge {
 		Allow:    c.names.Value(),
 		Match:    c.match.Value(),
 		Helo:     c.helo,
-		Mismatch: c.actions[rdns.Mismatch].Name != cli.Proceed,
+		Mismatch: !c.actions[rdns.Mismatch].Passes(),
 	}
 }
 
@@ -94,7 +94,7 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 		if err != nil {
 			return then(program.Verdict{Reason: "error", Keys: []any{"err", err}})
 		}
-		if a := c.action(f); helo == "" || a.Name == cli.Proceed && a.Delay == 0 {
+		if !c.heloMatters(f, helo) {
 			return conclude(f)
 		}
 		again := c.judge(s, rdns.Client{Addr: s.Src.Addr(), Name: s.RDNS, FCrDNS: s.FCrDNS, Helo: helo})
@@ -105,6 +105,13 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 			return conclude(f)
 		})
 	})
+}
+
+// heloMatters reports whether a client that was judged by its reverse name is to be
+// judged again by the name it gives in HELO. That name can only clear it.
+func (c *check) heloMatters(f rdns.Finding, helo string) bool {
+	a := c.action(f)
+	return c.helo && helo != "" && !a.Passes()
 }
 
 // verdict is what is done about a finding.

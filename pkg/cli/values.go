@@ -94,7 +94,8 @@ const (
 )
 
 // An Action is a flag that takes what is done with somebody: proceed, junk, defer,
-// refuse, disconnect or slow:TIME. Reject is refuse, tempfail is defer.
+// refuse, disconnect or slow:TIME. Reject is refuse, tempfail is defer. The zero
+// value does nothing, as proceed does.
 type Action struct {
 	Name     string        // one of those words, slow without its time
 	Delay    time.Duration // of slow
@@ -145,6 +146,9 @@ func (a *Action) String() string {
 func (a *Action) Refuses() bool {
 	return a.Name == Defer || a.Name == Refuse || a.Name == Disconnect
 }
+
+// Passes reports whether nothing is done: no mark, no delay, no refusal.
+func (a *Action) Passes() bool { return a.Delay == 0 && (a.Name == Proceed || a.Name == "") }
 
 // A Parsed is a flag whose value a function reads, such as the servers of
 // -resolver or the text of -reply:

@@ -516,13 +516,44 @@ func TestHasher(t *testing.T) {
 				if i%7 == 0 {
 					near = ""
 				}
-				if got, want := h.key(KindPair, near, part), newHasher(secret).key(KindPair, near, part); got != want {
+				rcpt := []string{"", "a@a.example", "b@a.example"}[i%3]
+				if got, want := h.key(KindPair, near, "", part, rcpt), newHasher(secret).key(KindPair, near, "", part, rcpt); got != want {
 					t.Errorf("%q, %q: %s, want %s", near, part, got, want)
 				}
 			}
 		})
 	}
 	wg.Wait()
+}
+
+// Records of one recipient are on one server, and of the others those of a
+// neighbourhood.
+func TestShards(t *testing.T) {
+	h := newHasher([]byte("0123456789abcdef"))
+	shard := func(kind Kind, origin, sender, rcpt string) [2]byte {
+		return h.entry(kind, origin, sender, rcpt).Key.Shard()
+	}
+	bob := shard(KindAttempt, "net:192.0.2.0/24", "a@a.example", "bob@b.example")
+	for _, other := range [][2]byte{
+		shard(KindAttempt, "spf:s.example", "", "bob@b.example"),
+		shard(KindPair, "", "a@a.example", "bob@b.example"),
+		shard(KindLearned, "", "z@z.example", "bob@b.example"),
+		shard(KindReply, "z.example", "", "bob@b.example"),
+	} {
+		if other != bob {
+			t.Errorf("%x, want %x", other, bob)
+		}
+	}
+	if shard(KindAttempt, "net:192.0.2.0/24", "a@a.example", "eve@b.example") == bob {
+		t.Error("two recipients have one shard")
+	}
+	client := shard(KindClient, "192.0.2.1", "", "")
+	if shard(KindOrigin, "192.0.2.1", "", "") != client || shard(KindTrap, "192.0.2.9", "", "") != client {
+		t.Error("a network has several shards")
+	}
+	if shard(KindClient, "198.51.100.1", "", "") == client {
+		t.Error("two networks have one shard")
+	}
 }
 
 // Keys of one attempt have their neighbourhoods, and tell the kind.

@@ -69,12 +69,17 @@ func (k Kind) Most() int {
 
 // A Key names a record. It is a keyed hash, so that a store tells nobody who
 // writes to whom. The first eight bytes are the same for records that one
-// attempt needs together, which so lie near each other in a sorted store;
-// otherwise keys are as good as random.
+// attempt needs together, which so lie near each other in a sorted store, and
+// those of Shard for records that belong on one server of several; otherwise keys
+// are as good as random.
 type Key [16]byte
 
 // Kind returns what the record is about.
 func (k Key) Kind() Kind { return Kind(k[15]) }
+
+// Shard returns the two bytes that are the same for all records about one
+// recipient, and of the others for those whose first eight bytes are the same.
+func (k Key) Shard() [2]byte { return [2]byte(k[13:15]) }
 
 func (k Key) String() string { return hex.EncodeToString(k[:]) }
 
@@ -98,6 +103,8 @@ type sums struct {
 	buf  []byte
 	near string // the last neighbourhood, which often is the next
 	sum  [8]byte
+	rcpt string // the last recipient, which often is the next
+	tag  [8]byte
 }
 
 func newHasher(secret []byte) *hasher {
@@ -117,18 +124,29 @@ func (s *sums) of(tag byte, parts ...string) (out [8]byte) {
 	return out
 }
 
-// cluster is what goes before the kind tags in the hash of a neighbourhood.
-const cluster = 0
+// Tags of hashes that are not those of a kind.
+const (
+	neighbourhood = 0
+	recipient     = 255
+)
 
-func (h *hasher) key(kind Kind, near string, parts ...string) (k Key) {
+func (h *hasher) key(kind Kind, near, origin, sender, rcpt string) (k Key) {
 	s := h.pool.Get().(*sums)
 	defer h.pool.Put(s)
 	if near != s.near || near == "" {
-		s.near, s.sum = near, s.of(cluster, near)
+		s.near, s.sum = near, s.of(neighbourhood, near)
 	}
-	own := s.of(byte(kind), parts...)
+	shard := s.sum[6:]
+	if rcpt != "" {
+		if rcpt != s.rcpt {
+			s.rcpt, s.tag = rcpt, s.of(recipient, rcpt)
+		}
+		shard = s.tag[:]
+	}
+	own := s.of(byte(kind), origin, sender, rcpt)
 	copy(k[:8], s.sum[:])
-	copy(k[8:15], own[:])
+	copy(k[8:13], own[:])
+	copy(k[13:15], shard)
 	k[15] = byte(kind)
 	return k
 }
@@ -160,12 +178,12 @@ func groupOf(a netip.Addr) string { return netOf(a, 24, 48).String() }
 
 // group is the same as it is in keys and records.
 func (h *hasher) group(a netip.Addr) string {
-	k := h.key(0, groupOf(a))
+	k := h.key(0, groupOf(a), "", "", "")
 	return string(k[:8])
 }
 
 // rank orders recipients in a way that nobody outside can foresee.
-func (h *hasher) rank(rcpt string) Key { return h.key(0, "", rcpt) }
+func (h *hasher) rank(rcpt string) Key { return h.key(0, "", rcpt, "", "") }
 
 // originAddr returns the address, or the first of the network, that an origin
 // is made of.

@@ -124,7 +124,7 @@ func (g *Greylist) plan(h *hasher, a *Attempt) *plan {
 	}
 	add(roleTrap, KindTrap, p.host, "", "")
 	add(roleClient, KindClient, p.host, "", "")
-	k := h.key(0, groupOf(addr), net)
+	k := h.key(0, groupOf(addr), net, "", "")
 	p.net = string(k[8 : 8+netLen])
 	return p
 }

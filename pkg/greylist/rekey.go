@@ -1,19 +1,19 @@
 package greylist
 
-import (
-	"context"
-	"strings"
-)
+import "context"
 
-// keysVersion is the counter of the version that keys have.
-const keysVersion = "keys"
+// keysVersion is the counter of the version that keys have; theirs is the second.
+const (
+	keysVersion = "keys"
+	keysNow     = 2
+)
 
 // rekey gives records of earlier versions the keys they would have now, as far as
 // they are stored in clear: others are not found any more, and expire. That was
 // done when the counter says so.
 func (g *Greylist) rekey(ctx context.Context) error {
 	counts, err := g.store.Count(ctx, nil)
-	if err != nil || counts[keysVersion] > 0 {
+	if err != nil || counts[keysVersion] >= keysNow {
 		return err
 	}
 	h, err := g.hash()
@@ -24,12 +24,11 @@ func (g *Greylist) rekey(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		// Those of networks lay where sender and recipient are.
 		r := e.Record
-		if e.Key.Kind() != KindAttempt || !strings.HasPrefix(r.Origin, "net:") {
+		if r.Origin == "" && r.Sender == "" && r.Rcpt == "" {
 			continue
 		}
-		key := h.entry(KindAttempt, r.Origin, r.Sender, r.Rcpt).Key
+		key := h.entry(e.Key.Kind(), r.Origin, r.Sender, r.Rcpt).Key
 		if key == e.Key {
 			continue
 		}
@@ -37,7 +36,7 @@ func (g *Greylist) rekey(ctx context.Context) error {
 			return err
 		}
 	}
-	_, err = g.store.Count(ctx, map[string]int64{keysVersion: 1})
+	_, err = g.store.Count(ctx, map[string]int64{keysVersion: keysNow - counts[keysVersion]})
 	return err
 }
 

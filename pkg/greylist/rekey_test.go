@@ -2,6 +2,7 @@ package greylist
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,13 +10,24 @@ import (
 
 // What was stored by an earlier version is known, and moved once.
 func TestRekey(t *testing.T) {
+	for version := range keysNow {
+		t.Run(fmt.Sprint("from version ", version), func(t *testing.T) { testRekey(t, version) })
+	}
+}
+
+func testRekey(t *testing.T, version int) {
 	synctest.Test(t, func(t *testing.T) {
 		m := NewMemory(0)
+		m.Count(t.Context(), map[string]int64{keysVersion: int64(version)})
 		g := New(Options{Store: m, Clear: true})
 		h, _ := g.hash()
 		old := func(sender string, r Record) {
 			r.Origin, r.Sender, r.Rcpt = "net:192.0.2.0/24", sender, "bob@rcpt.example"
 			key := h.key(KindAttempt, sender+"\x00"+r.Rcpt, r.Origin, sender, r.Rcpt)
+			if version == 1 { // before there were shards
+				key = h.entry(KindAttempt, r.Origin, sender, r.Rcpt).Key
+				key[13], key[14] = ^key[13], ^key[14]
+			}
 			m.Update(t.Context(), []Key{key}, func(recs []Record) { recs[0] = r })
 		}
 		ms := epoch.UnixMilli()
@@ -45,7 +57,7 @@ func TestRekey(t *testing.T) {
 				t.Errorf("%s: %s, want %s", tt.from, r, tt.want)
 			}
 		}
-		if got, _ := m.Count(t.Context(), nil); got[keysVersion] != 1 {
+		if got, _ := m.Count(t.Context(), nil); got[keysVersion] != keysNow {
 			t.Errorf("counters %v", got)
 		}
 	})

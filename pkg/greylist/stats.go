@@ -220,7 +220,7 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 					log.Warn("the time of mail is ahead of the clock: nothing is removed meanwhile", "ahead", by.Round(time.Second))
 				}
 			}
-			if !t.IsZero() && !ahead {
+			if _, ok := g.store.(Expiring); !ok && !t.IsZero() && !ahead {
 				if err := g.sweep(ctx, t, log); err != nil {
 					return err
 				}
@@ -231,6 +231,9 @@ func (g *Greylist) Run(ctx context.Context, now func() time.Time, log *slog.Logg
 			next = time.Now().Add(flushEvery)
 			return g.flush(ctx)
 		})
+		if errors.Is(err, ErrAway) {
+			continue
+		}
 		if (err != nil) != trouble && ctx.Err() == nil {
 			trouble = err != nil
 			if trouble {

@@ -64,7 +64,8 @@ type Store interface {
 	// Update reads the records of different keys, calls f with them in that
 	// order, and writes those that f has changed, all as one atomic step. A
 	// record made zero is removed. When Update returns nil the step survives the
-	// end of the process. F may be called more than once, only the last call
+	// end of the process, unless the store works by itself for a while, see
+	// ErrAway. F may be called more than once, only the last call
 	// counts; after an error f may still be called, so that nothing it has
 	// written may be read.
 	Update(ctx context.Context, keys []Key, f func(recs []Record)) error
@@ -99,6 +100,15 @@ type Cache interface {
 	// killed. False: there is too much to write, use Update.
 	Renew(keys []Key, now, since int64) bool
 }
+
+// An Expiring store removes what has expired by itself: it needs no Sweep, which
+// finds nothing, and nothing is known of what expires.
+type Expiring interface{ Expires() }
+
+// ErrAway is the error of a store whose server does not answer, as long as that
+// lasts. It has said so, works by itself meanwhile as far as decisions go, and
+// hands in later what it has done.
+var ErrAway = errors.New("the server of the store does not answer")
 
 // ErrClosed is the error of a store after Close.
 var ErrClosed = errors.New("store is closed")

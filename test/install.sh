@@ -19,11 +19,12 @@ set -eu
 # lib...       for postfix, a client that does; see below
 # prometheus   promtool, and node_exporter, which read metrics; see below
 # postgrey     the greylisting of Postfix
+# gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
 all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
-bench) packages="postgrey" ;;
+bench) packages="postgrey opensmtpd iproute2 gcc libc6-dev" ;;
 *)
 	echo "usage: install.sh [demo|bench]" >&2
 	exit 1
@@ -35,6 +36,7 @@ cache=/var/cache/opensmtpd-filters
 suites="trixie forky"
 postfix=$cache/postfix
 prometheus=$cache/prometheus
+senderscore=$cache/senderscore
 
 die() {
 	echo "install.sh: $*" >&2
@@ -63,6 +65,7 @@ need=$(missing | tr '\n' ' ')
 [ $what != all ] || for d in postfix prometheus $suites; do
 	[ -d $cache/$d ] || need="$need$cache/$d "
 done
+[ $what != bench ] || [ -d $senderscore ] || need="$need$senderscore "
 [ -n "$need" ] || exit 0
 [ "$(id -u)" = 0 ] || die "not root; missing: $need"
 
@@ -91,6 +94,14 @@ if [ -n "$need" ]; then
 	apt-get install -y --no-install-recommends --no-remove $need >"$log" 2>&1 </dev/null || status=$?
 	rm $policy
 	[ $status = 0 ] || failed apt-get install $need
+fi
+
+# The filter whose flags ours has. It would take the place of ours.
+if [ $what = bench ] && [ ! -d $senderscore ]; then
+	rm -rf $senderscore.part
+	mkdir $senderscore.part
+	run sh -c "cd $senderscore.part && apt-get download opensmtpd-filter-senderscore && dpkg -x *.deb . && rm *.deb"
+	mv $senderscore.part $senderscore
 fi
 
 [ $what = all ] || exit 0

@@ -101,15 +101,23 @@ func Build(bin string, packages ...string) error {
 
 // CheckConfig lets smtpd check an smtpd.conf, and returns what it says.
 func (r Release) CheckConfig(conf string) (output string, err error) {
-	f, err := os.CreateTemp(filepath.Join(r.Root, "tmp"), "smtpd.conf")
+	return r.CheckFiles(map[string]string{"smtpd.conf": conf})
+}
+
+// CheckFiles lets smtpd check a folder of files of which smtpd.conf is the first.
+// In them @DIR@ is that folder, which is DIR in what smtpd says.
+func (r Release) CheckFiles(files map[string]string) (output string, err error) {
+	dir, err := os.MkdirTemp(filepath.Join(r.Root, "tmp"), "smtpd")
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(f.Name())
-	defer f.Close()
-	if _, err := f.WriteString(conf); err != nil {
-		return "", err
+	defer os.RemoveAll(dir)
+	inside := filepath.Join("/tmp", filepath.Base(dir))
+	for name, text := range files {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(strings.ReplaceAll(text, "@DIR@", inside)), 0o644); err != nil {
+			return "", err
+		}
 	}
-	out, err := r.command("/usr/sbin/smtpd", "-n", "-f", filepath.Join("/tmp", filepath.Base(f.Name()))).CombinedOutput()
-	return string(out), err
+	out, err := r.command("/usr/sbin/smtpd", "-n", "-f", inside+"/smtpd.conf").CombinedOutput()
+	return strings.ReplaceAll(string(out), inside, "DIR"), err
 }

@@ -138,7 +138,7 @@ func (o *operator) listFiles(asJSON bool) error {
 // export.
 func wanted(e greylist.Entry, what string) bool {
 	switch e.Key.Kind() {
-	case greylist.KindClient, greylist.KindWriter, greylist.KindVouched, greylist.KindOurs:
+	case greylist.KindClient, greylist.KindWriter, greylist.KindVouched, greylist.KindOurs, greylist.KindProvider:
 		return false
 	case greylist.KindPair, greylist.KindLearned, greylist.KindReply:
 		return what == "" || what == "pair"
@@ -451,6 +451,8 @@ var kindTexts = map[greylist.Kind]string{
 	greylist.KindReply:   "domains from which our users expect answers",
 	greylist.KindOurs:    "domains of ours",
 	greylist.KindWriter:  "users who have written today",
+
+	greylist.KindProvider: "large mail providers",
 }
 
 var reasonTexts = map[greylist.Reason]string{

@@ -424,6 +424,7 @@ func TestStats(t *testing.T) {
            0          0  domains from which our users expect answers
            0          0  domains of ours
            0          0  users who have written today
+           0          0  large mail providers
 
 decisions: 21
            9  42.9%  new      refused, not seen before

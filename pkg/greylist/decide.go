@@ -308,6 +308,8 @@ func (p *Policy) expiry(k Kind, r Record) int64 {
 		return r.First + day
 	case KindExpect:
 		return r.First + int64(r.Tries)*1000
+	case KindProvider:
+		return r.First + month
 	}
 	if r.State == Pass {
 		return r.Last + p.WhiteExp.Milliseconds()
@@ -316,8 +318,9 @@ func (p *Policy) expiry(k Kind, r Record) int64 {
 }
 
 const (
-	day  = int64(24 * time.Hour / time.Millisecond)
-	week = 7 * day
+	day   = int64(24 * time.Hour / time.Millisecond)
+	week  = 7 * day
+	month = 30 * day
 )
 
 // passes reports whether a record lets through.

@@ -36,11 +36,14 @@ const (
 	KindReply   Kind = 11 // a domain from which a user of this server may expect an answer
 	KindOurs    Kind = 12 // a domain for which this server takes mail
 	KindWriter  Kind = 13 // how much was learned from one user within a day
+
+	KindProvider Kind = 14 // the networks of a large mail provider
 )
 
 var kindNames = map[Kind]string{
 	KindOrigin: "origin", KindAttempt: "attempt", KindPair: "pair", KindTrap: "trap", KindClient: "client",
 	KindVouched: "vouched", KindLearned: "learned", KindExpect: "expect", KindReply: "reply", KindOurs: "ours", KindWriter: "writer",
+	KindProvider: "provider",
 }
 
 // Kinds are all of them.
@@ -61,7 +64,7 @@ func (k Kind) Most() int {
 		return 100_000
 	case KindOurs, KindWriter:
 		return 10_000
-	case KindExpect:
+	case KindExpect, KindProvider:
 		return maxExpected
 	}
 	return 0

@@ -254,7 +254,9 @@ func (m *Memory) Count(ctx context.Context, add map[string]int64) (map[string]in
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for name, n := range add {
-		m.counters[name] += n
+		if m.counters[name] += n; m.counters[name] == 0 {
+			delete(m.counters, name)
+		}
 	}
 	return maps.Clone(m.counters), ctx.Err()
 }

@@ -28,10 +28,10 @@ func (s State) String() string {
 // A Record is what is stored under a Key. The zero value is no record.
 type Record struct {
 	State State
-	Tries int    // attempts; of KindClient and KindWriter what they count; of KindExpect the seconds it lives
+	Tries int    // attempts; of KindClient and KindWriter what they count; of KindExpect the seconds it lives; of KindProvider failures in a row
 	First int64  // first attempt, in milliseconds since the epoch
 	Last  int64  // last attempt or use; of KindClient the last time it was past its bound
-	Nets  string // of a pair: the networks seen, netLen bytes of hash each
+	Nets  string // of a pair: the networks seen, netLen bytes of hash each; of a provider: its networks, up to 8 KB
 
 	// Net is the network of the client that makes a grey record, if it is not
 	// the neighbourhood of the key: 8 bytes of hash, see Entry.Group.
@@ -82,7 +82,8 @@ type Store interface {
 	// the end; the next call begins again.
 	Sweep(ctx context.Context, expired func(Key, Record) bool) (removed int, done bool, err error)
 
-	// Count adds to named counters and returns all of them.
+	// Count adds to named counters and returns all of them. One that has come to
+	// zero again need not be kept, and is not for ever.
 	Count(ctx context.Context, add map[string]int64) (map[string]int64, error)
 
 	// Close writes what is left and ends the use of the store.

@@ -174,6 +174,35 @@ func (r *reader) page(ctx context.Context, after greylist.Key, n int) ([]greylis
 	return page, err
 }
 
+// find returns up to n records of those a query matches that follow a key; of a
+// kind that has a bound all, whatever n.
+func (r *reader) find(ctx context.Context, q greylist.Query, after greylist.Key, n int) ([]greylist.Entry, error) {
+	where, args := "k > ?", []any{after[:]}
+	limit := " ORDER BY k LIMIT ?"
+	if q.Kind != 0 {
+		where, args = where+" AND substr(k, 16, 1) = ?", append(args, []byte{byte(q.Kind)})
+	}
+	if q.Kind.Most() > 0 {
+		where = strings.Replace(where, "k >", "+k >", 1) + " AND substr(k, 16, 1) >= x'08'" // by the index
+		limit, n = " LIMIT ?", q.Kind.Most()*2
+	}
+	for _, part := range []struct{ column, text string }{{"sender", q.Sender}, {"rcpt", q.Rcpt}} {
+		if part.text != "" {
+			where, args = where+" AND instr("+part.column+", ?)", append(args, part.text)
+		}
+	}
+	if q.Client != "" {
+		where, args = where+" AND (instr(client, ?) OR instr(origin, ?))", append(args, q.Client, q.Client)
+	}
+	rows, err := r.db.QueryContext(ctx, "SELECT "+columns+" FROM rec WHERE "+where+limit, append(args, n)...)
+	if err != nil {
+		return nil, err
+	}
+	var page []greylist.Entry
+	err = scan(rows, func(e greylist.Entry) { page = append(page, e) })
+	return page, err
+}
+
 // checkpoint copies from the journal to the file what nobody is in the way of.
 // It returns the pages of the journal, and how many of them have been copied.
 func (r *reader) checkpoint() (pages, copied int, err error) {
@@ -567,6 +596,11 @@ func (w *writer) count(add map[string]int64) error {
 		w.wrote++
 		if _, err := w.conn.ExecContext(background(), "INSERT INTO counter VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET n = n + excluded.n", name, n); err != nil {
 			return err
+		}
+		if n < 0 {
+			if _, err := w.conn.ExecContext(background(), "DELETE FROM counter WHERE name = ? AND n = 0", name); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -210,22 +210,52 @@ func (s *Store) All(ctx context.Context) iter.Seq2[greylist.Entry, error] {
 			yield(greylist.Entry{}, err)
 			return
 		}
-		var after greylist.Key
-		for {
-			page, err := r.page(ctx, after, pageRows)
-			if err != nil {
-				yield(greylist.Entry{}, err)
+		pages(yield, func(after greylist.Key) ([]greylist.Entry, error) { return r.page(ctx, after, pageRows) })
+	}
+}
+
+// Find is part of greylist.Finder.
+func (s *Store) Find(ctx context.Context, q greylist.Query) iter.Seq2[greylist.Entry, error] {
+	return func(yield func(greylist.Entry, error) bool) {
+		r, err := s.open(ctx)
+		if err != nil {
+			yield(greylist.Entry{}, err)
+			return
+		}
+		if q.Kind.Most() == 0 {
+			pages(yield, func(after greylist.Key) ([]greylist.Entry, error) { return r.find(ctx, q, after, pageRows) })
+			return
+		}
+		all, err := r.find(ctx, q, greylist.Key{}, 0)
+		if err != nil {
+			yield(greylist.Entry{}, err)
+			return
+		}
+		for _, e := range all {
+			if !yield(e, nil) {
 				return
 			}
-			for _, e := range page {
-				if !yield(e, nil) {
-					return
-				}
-				after = e.Key
-			}
-			if len(page) < pageRows {
+		}
+	}
+}
+
+// pages yields what comes in pages, each of those that follow a key.
+func pages(yield func(greylist.Entry, error) bool, page func(after greylist.Key) ([]greylist.Entry, error)) {
+	var after greylist.Key
+	for {
+		entries, err := page(after)
+		if err != nil {
+			yield(greylist.Entry{}, err)
+			return
+		}
+		for _, e := range entries {
+			if !yield(e, nil) {
 				return
 			}
+			after = e.Key
+		}
+		if len(entries) < pageRows {
+			return
 		}
 	}
 }

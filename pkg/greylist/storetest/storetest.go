@@ -58,7 +58,9 @@ func (b Backend) open(t *testing.T, place string, maxGrey int) greylist.Store {
 func (b Backend) Run(t *testing.T) {
 	t.Run("Update", b.testUpdate)
 	t.Run("Goroutines", b.testGoroutines)
+	t.Run("Replace", b.testReplace)
 	t.Run("All", b.testAll)
+	t.Run("Find", b.testFind)
 	t.Run("Sweep", b.testSweep)
 	t.Run("MaxGrey", b.testMaxGrey)
 	t.Run("Blast", b.testBlast)
@@ -234,6 +236,94 @@ func (b Backend) testAll(t *testing.T) {
 	}
 }
 
+// What is written is what is there: less tries, a shorter life and other networks
+// as well, however large they are.
+func (b Backend) testReplace(t *testing.T) {
+	s := b.open(t, b.Place(t), 0)
+	for _, kind := range []greylist.Kind{greylist.KindExpect, greylist.KindProvider, greylist.KindClient} {
+		k := key(kind, 1)
+		for _, r := range []greylist.Record{
+			{State: greylist.Pass, Tries: 3600, First: 2_000_000, Last: 2_000_000, Nets: strings.Repeat("\x00\xff", 32<<10), Origin: "x.example"},
+			{State: greylist.Pass, Tries: 60, First: 1_000_000, Last: 1_000_000, Nets: "\n", Rcpt: "bob@b.example"},
+			{State: greylist.Grey, Tries: 1, First: 3_000_000, Last: 3_000_000},
+			{},
+			{State: greylist.Pass, Tries: 2, First: 1, Last: 1},
+		} {
+			set(t, s, k, r)
+			if d := cmp.Diff(r, get(t, s, k)[0]); d != "" {
+				t.Errorf("%s: %.1000s", kind, d)
+			}
+		}
+	}
+}
+
+// Find returns of All what matches.
+func (b Backend) testFind(t *testing.T) {
+	s := b.open(t, b.Place(t), 0)
+	text := []string{"", "a@a.example", "b@a.example", "A", "o'b%r_i*en@a.example", "\x00\xff|a", "über@a.example", "net:192.0.2.0/24", "192.0.2.1 mx.a.example"}
+	r := rand.New(rand.NewPCG(3, 4))
+	some := func() string { return text[r.IntN(len(text))] }
+	kinds := greylist.Kinds()
+	for start := range 30 { // more than any store hands out at once
+		keys := make([]greylist.Key, 100)
+		for i := range keys {
+			keys[i] = key(kinds[r.IntN(len(kinds))], start*100+i)
+		}
+		update(t, s, keys, func(recs []greylist.Record) {
+			for i := range recs {
+				recs[i] = greylist.Record{State: greylist.State(1 + i%2), Tries: i, Origin: some(), Sender: some(), Rcpt: some(), Client: some()}
+			}
+		})
+	}
+	stored := all(t, s)
+	queries := []greylist.Query{{}, {Kind: greylist.KindExpect}, {Kind: greylist.KindAttempt, Sender: "@a.example"}}
+	for range 60 {
+		q := greylist.Query{Client: some(), Sender: some(), Rcpt: some()}
+		switch r.IntN(3) {
+		case 0:
+			q.Client, q.Rcpt = "", ""
+		case 1:
+			q.Sender, q.Kind = "", kinds[r.IntN(len(kinds))]
+		}
+		queries = append(queries, q)
+	}
+	found := 0
+	for _, q := range queries {
+		want := make(map[greylist.Key]greylist.Record)
+		for k, r := range stored {
+			if q.Matches(greylist.Entry{Key: k, Record: r}) {
+				want[k] = r
+			}
+		}
+		got := make(map[greylist.Key]greylist.Record)
+		for e, err := range greylist.Find(t.Context(), s, q) {
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := got[e.Key]; ok {
+				t.Errorf("%+v: %v came twice", q, e.Key)
+			}
+			got[e.Key] = e.Record
+		}
+		if d := cmp.Diff(want, got); d != "" {
+			t.Errorf("%+v: %.1000s", q, d)
+		}
+		found += len(got)
+	}
+	if found < 2*len(stored) {
+		t.Errorf("only %d found", found)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for _, err := range greylist.Find(ctx, s, greylist.Query{Sender: "nobody"}) {
+		if err == nil {
+			t.Error("found after the end of its context")
+		}
+		return
+	}
+	t.Error("no error after the end of its context")
+}
+
 func (b Backend) testSweep(t *testing.T) {
 	s := b.open(t, b.Place(t), 0)
 	const total = 20_000
@@ -390,6 +480,10 @@ func (b Backend) testCount(t *testing.T) {
 	delete(got, "")
 	if d := cmp.Diff(map[string]int64{"a": 3, "b b": 5}, got); d != "" || err != nil {
 		t.Error(d, err)
+	}
+	got, err = s.Count(t.Context(), map[string]int64{"a": -3, "b b": -7})
+	if got["a"] != 0 || got["b b"] != -2 || err != nil {
+		t.Error(got, err)
 	}
 }
 

@@ -19,12 +19,13 @@ set -eu
 # lib...       for postfix, a client that does; see below
 # prometheus   promtool, and node_exporter, which read metrics; see below
 # postgrey     the greylisting of Postfix
+# faketime     gives it the clock of the simulation
 # gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
 all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
-bench) packages="postgrey opensmtpd iproute2 gcc libc6-dev" ;;
+bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev" ;;
 *)
 	echo "usage: install.sh [demo|bench]" >&2
 	exit 1

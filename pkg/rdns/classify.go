@@ -576,7 +576,7 @@ func lastByte(addr netip.Addr, name string) string {
 		for j < len(name) && isDigit(name[j]) {
 			j++
 		}
-		if j-i <= 3 && octet(name[i:j]) == int(addr.As4()[3]) {
+		if j-i <= 3 && int(octet(name[i:j])) == int(addr.As4()[3]) {
 			return name[i:j]
 		}
 		i = j - 1

@@ -38,8 +38,8 @@ const maxNumbers = 48
 
 // A number is a run of digits, or a part of one: three digits of a run of 6, 9 or 12.
 type number struct {
-	v          int // -1: not an octet
-	start, end int
+	v          int16 // -1: not an octet
+	start, end uint8 // of a name of up to 253 bytes
 }
 
 // embed4 knows these forms of a.b.c.d, and the highest count of bytes wins:
@@ -87,15 +87,15 @@ func embed4(a [4]byte, name string) embedding {
 		starts[runs] = total
 		switch run := name[i:j]; {
 		case len(run) <= 3:
-			nums[n] = number{octet(run), i, j}
+			nums[n] = number{octet(run), uint8(i), uint8(j)}
 			n++
 		case len(run) == 6 || len(run) == 9 || len(run) == 12:
 			for k := i; k < j; k += 3 {
-				nums[n] = number{octet(name[k : k+3]), k, k + 3}
+				nums[n] = number{octet(name[k : k+3]), uint8(k), uint8(k + 3)}
 				n++
 			}
 		default:
-			nums[n] = number{-1, i, j}
+			nums[n] = number{-1, uint8(i), uint8(j)}
 			n++
 			if len(run) >= 8 && len(run) <= 10 {
 				if v, err := strconv.ParseUint(run, 10, 32); err == nil && (uint32(v) == addr || uint32(v) == swapped) {
@@ -109,16 +109,16 @@ func embed4(a [4]byte, name string) embedding {
 	for i := 0; i+1 < n && best.octets < 4; i++ {
 		w := nums[i:n]
 		if len(w) >= 4 && sameOctets(w[:4], a) {
-			take(4, "dec", w[3].end)
+			take(4, "dec", int(w[3].end))
 			break
 		}
 		if len(w) >= 3 && threeOctets(w[:3], a) {
-			take(3, "dec", w[2].end)
+			take(3, "dec", int(w[2].end))
 		}
 		if twoOctets(w[:2], a) {
-			take(2, "dec", w[1].end)
-			near := w[1].start <= w[0].end+1
-			ends := near && w[1].end < len(name) && name[w[1].end] == '.'
+			take(2, "dec", int(w[1].end))
+			near := int(w[1].start) <= int(w[0].end)+1
+			ends := near && int(w[1].end) < len(name) && name[w[1].end] == '.'
 			best.near = best.near || near
 			best.ends = best.ends || ends
 			best.bare = best.bare || ends && w[0].start == 0
@@ -144,10 +144,10 @@ func embed4(a [4]byte, name string) embedding {
 }
 
 // octet gives the value of one to three digits, -1 if it is over 255.
-func octet(s string) int {
-	v := 0
+func octet(s string) int16 {
+	var v int16
 	for i := range len(s) {
-		v = v*10 + int(s[i]-'0')
+		v = v*10 + int16(s[i]-'0')
 	}
 	if v > 255 {
 		return -1
@@ -156,9 +156,9 @@ func octet(s string) int {
 }
 
 // used finds v among the bytes of a that are not marked, and marks it.
-func used(v int, a [4]byte, mark *[4]bool) bool {
+func used(v int16, a [4]byte, mark *[4]bool) bool {
 	for k, b := range a {
-		if !mark[k] && v == int(b) {
+		if !mark[k] && v == int16(b) {
 			mark[k] = true
 			return true
 		}
@@ -184,7 +184,7 @@ func threeOctets(w []number, a [4]byte) bool {
 		if !used(w[i].v, a, &mark) {
 			return false
 		}
-		digits += width(w[i].v)
+		digits += width(int(w[i].v))
 	}
 	if digits >= 5 {
 		return true
@@ -205,7 +205,7 @@ func twoOctets(w []number, a [4]byte) bool {
 		return false
 	}
 	for k := range 3 {
-		if p, q := int(a[k]), int(a[k+1]); x == p && y == q || x == q && y == p {
+		if p, q := int16(a[k]), int16(a[k+1]); x == p && y == q || x == q && y == p {
 			return true
 		}
 	}
@@ -347,15 +347,14 @@ func base32(addr uint32, name string, take func(int, string, int)) {
 }
 
 // nibble gives the value of a lower-case hex digit, -1 for other bytes.
-func nibble(c byte) int {
-	switch {
-	case c >= '0' && c <= '9':
-		return int(c - '0')
-	case c >= 'a' && c <= 'f':
-		return int(c-'a') + 10
+func nibble(c byte) int { return int(nibbles[c]) }
+
+var nibbles = func() (t [256]int8) {
+	for c := range t {
+		t[c] = int8(strings.IndexByte("0123456789abcdef", byte(c)))
 	}
-	return -1
-}
+	return t
+}()
 
 func isDigit(c byte) bool { return c >= '0' && c <= '9' }
 

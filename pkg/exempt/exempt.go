@@ -24,8 +24,7 @@
 //	}
 //	if lists.SenderNeedsSPF(from) { ... ask } // else SPF is not asked for the list's sake
 //	v = lists.Sender(from, spfPass)
-//	v = lists.Recipient(rcpt)                 // at rcpt-to
-//	v = lists.Recipients(rcpts)               // at data: all of them
+//	v = lists.Recipient(rcpt)
 //
 // # Clients
 //
@@ -261,17 +260,6 @@ func (l *Lists) Recipient(addr string) Verdict {
 		return Verdict{Exempt: true, By: p.String()}
 	}
 	return Verdict{}
-}
-
-// Recipients says whether mail to several recipients is exempt: if there are any
-// and each is.
-func (l *Lists) Recipients(addrs []string) (v Verdict) {
-	for _, a := range addrs {
-		if v = l.Recipient(a); !v.Exempt {
-			return Verdict{}
-		}
-	}
-	return v
 }
 
 // Bad returns what is wrong with the files as they are: bad lines, which are

@@ -428,17 +428,15 @@ func TestVerdicts(t *testing.T) {
 			t.Errorf("%s: needs SPF: %v", tt.from, got)
 		}
 	}
-	for rcpts, want := range map[string]string{
-		"bob@example.org":                  "exempt -allowRecipients r:1",
-		"sales@x.example":                  "exempt all:4",
-		"postmaster@x.example":             "exempt -allowRecipients default",
-		"postmaster@x.example sales@x.org": "exempt all:4",
-		"postmaster@x.example other@x.org": "no ",
-		"other@x.org postmaster@x.example": "no ",
-		"":                                 "no ",
+	for rcpt, want := range map[string]string{
+		"bob@example.org":      "exempt -allowRecipients r:1",
+		"sales@x.example":      "exempt all:4",
+		"postmaster@x.example": "exempt -allowRecipients default",
+		"other@x.org":          "no ",
+		"":                     "no ",
 	} {
-		if got := by(l.Recipients(strings.Fields(rcpts))); got != want {
-			t.Errorf("%s: %s, want %s", rcpts, got, want)
+		if got := by(l.Recipient(rcpt)); got != want {
+			t.Errorf("%s: %s, want %s", rcpt, got, want)
 		}
 	}
 

@@ -5,6 +5,7 @@ import (
 	"context"
 	"time"
 
+	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/proto"
@@ -53,6 +54,7 @@ type Visit struct {
 	from    string // the sender that spf and sender are about
 	asked   bool   // sender is known
 	sender  exempt.Verdict
+	unclear bool // whether it is exempt: SPF could not be had
 	spf     *filter.Future[spf.Result]
 	untold  int   // recipients that are not exempt, that smtpd may take and not tell of
 	refused int   // recipients
@@ -170,6 +172,7 @@ func (g *Gate[S]) judge(s *filter.Session[S], r filter.Request, rcpt string) fil
 		v.Rcpt = rcpt
 		g.Visit(s).judged = true
 		g.once(s, &v)
+		g.soften(s, &v)
 		return Respond(g.Program, s, r, v)
 	})
 }
@@ -183,12 +186,22 @@ func (g *Gate[S]) once(s *filter.Session[S], v *Verdict) {
 	visit.delayed = visit.delayed || v.Action.Delay > 0
 }
 
+// soften makes a refusal for now of one for good, if the sender would be exempt and
+// only the DNS could not tell: it comes again when it can.
+func (g *Gate[S]) soften(s *filter.Session[S], v *Verdict) {
+	if g.Visit(s).unclear && v.Action.Refuses() {
+		v.Action.Name, v.Reply = cli.Defer, v.Reply.Temporary()
+		v.Keys = append(v.Keys, "note", "SPF of a listed sender is not known")
+	}
+}
+
 // Sender goes on when it is known whether the sender is exempt. SPF is asked only
-// where it matters for that; if it does not answer in time the sender is not.
+// where it matters for that; if it does not answer in time the sender is not, and
+// is refused for now at most.
 func (g *Gate[S]) Sender(s *filter.Session[S], from string, then func(exempt.Verdict) filter.Response) filter.Response {
 	v := g.Visit(s)
 	if v.from != from {
-		v.from, v.asked, v.spf = from, false, nil
+		v.from, v.asked, v.unclear, v.spf = from, false, false, nil
 	}
 	if v.asked {
 		return then(v.sender)
@@ -211,6 +224,7 @@ func (g *Gate[S]) Sender(s *filter.Session[S], from string, then func(exempt.Ver
 		v.spf = filter.GoTx(s, g.timeout(), func(ctx context.Context) spf.Result { return g.spf.Check(ctx, q) })
 	}
 	return filter.Await(v.spf, func(r spf.Result, err error) filter.Response {
+		v.unclear = err != nil || r.Status == spf.TempError
 		return keep(g.Exempt.Sender(from, err == nil && r.Status == spf.Pass))
 	})
 }
@@ -271,6 +285,7 @@ func (g *Gate[S]) Rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 			if len(r.Arg) > maxTold && !g.DryRun {
 				g.Visit(s).untold-- // smtpd does not take it
 			}
+			g.soften(s, &v)
 			return g.Refuse(s, r, v)
 		})
 	})

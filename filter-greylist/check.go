@@ -30,8 +30,12 @@ var (
 		Help: "Messages that passed, or were not learned from, because the records could not be used."}
 )
 
-// storeTimeout is what a message waits for the store before it passes.
-const storeTimeout = 200 * time.Millisecond
+// What a message waits for the store before it passes: more while the program
+// begins, and the records may have to be opened, or made.
+const (
+	storeTimeout = 200 * time.Millisecond
+	openTimeout  = 5 * time.Second
+)
 
 // trapTime is how long a client is refused that has written to a trap.
 const trapTime = 24 * time.Hour
@@ -174,7 +178,7 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 		rcpts = []string{""}
 	}
 	return c.withAttempt(s, rcpts, func(a greylist.Attempt, result spf.Result) filter.Response {
-		return ask(s, func(ctx context.Context) (greylist.Decision, error) {
+		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
 			return c.greylist.Decide(ctx, a)
 		}, func(d greylist.Decision, err error) filter.Response {
 			if err != nil {
@@ -189,17 +193,28 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 
 // ask goes on with what the records say, or an error if they are not there in
 // time.
-func ask[T any](s *filter.Session[state], work func(context.Context) (T, error), then func(T, error) filter.Response) filter.Response {
+func ask[T any](c *check, s *filter.Session[state], work func(context.Context) (T, error), then func(T, error) filter.Response) filter.Response {
 	type answer struct {
 		value T
 		err   error
 	}
-	return filter.Await(filter.Go(s, storeTimeout, func(ctx context.Context) answer {
+	return filter.Await(filter.Go(s, c.storeTime(), func(ctx context.Context) answer {
 		v, err := work(ctx)
+		if err == nil && !c.opened.Load() {
+			c.opened.Store(true)
+		}
 		return answer{v, err}
 	}), func(a answer, err error) filter.Response {
 		return then(a.value, cmp.Or(err, a.err))
 	})
+}
+
+// storeTime is what the store has for an answer.
+func (c *check) storeTime() time.Duration {
+	if c.opened.Load() {
+		return storeTimeout
+	}
+	return max(storeTimeout, openTimeout-time.Since(c.begun))
 }
 
 // withSPF goes on when it is known what SPF says, or that it will not be.
@@ -299,7 +314,7 @@ func (c *check) noStore(s *filter.Session[state], err error) program.Verdict {
 // trouble says that the records cannot be used.
 func (c *check) trouble(so string, err error) {
 	if errors.Is(err, context.DeadlineExceeded) {
-		err = fmt.Errorf("no answer within %s", storeTimeout)
+		err = errors.New("no answer in time")
 	}
 	c.Metrics.Counter(storeErrorsTotal).Inc()
 	c.Complain.Say(slog.LevelWarn, so, "the records cannot be used, "+so, "store", c.url, "err", err)
@@ -342,7 +357,7 @@ func (c *check) trap(s *filter.Session[state], r filter.Request) filter.Response
 				s.Local.trap = at.String()
 				return c.gate.Rcpt(s, r)
 			}
-			return ask(s, func(ctx context.Context) (greylist.Decision, error) {
+			return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
 				return c.greylist.Trap(ctx, a)
 			}, func(d greylist.Decision, err error) filter.Response {
 				if err != nil {

@@ -47,6 +47,8 @@ type check struct {
 	secret   func() ([]byte, error) // of keys; nil: made at random
 	greylist *greylist.Greylist
 	store    greylist.Store
+	begun    time.Time                   // when it was opened
+	opened   atomic.Bool                 // it has answered
 	restore  func()                      // root's rights, if they were given up
 	entries  func() ([]listEntry, error) // of the lists, for the command
 	imports  map[string]*os.File         // for the command

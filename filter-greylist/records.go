@@ -67,6 +67,7 @@ func (c *check) keyPath() string {
 // openStore opens the records. What a command reads besides is opened before, with
 // the rights of who runs it. With -n no file is made.
 func (c *check) openStore() error {
+	c.begun = time.Now()
 	if c.CheckOnly || c.database == "" {
 		c.store = greylist.NewMemory(c.maxGrey)
 	} else {

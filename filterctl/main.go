@@ -12,7 +12,9 @@ import (
 )
 
 // commands are what filterctl does, each in a file of its name.
-var commands = []command{}
+var commands = []command{
+	{"check", "[-f FILE] [-D NAME=VALUE]", "before smtpd starts: is every filter of smtpd.conf right", check},
+}
 
 // A command is one word of the command line. New adds the command's flags; what it
 // returns is called once they are read.

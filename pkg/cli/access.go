@@ -39,14 +39,18 @@ func CheckWritable(path string) error {
 	if !ok {
 		return nil
 	}
+	return who.checkWritable(path)
+}
+
+func (a account) checkWritable(path string) error {
 	dir := filepath.Dir(path)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is missing: install -d -m 700 -o %s %s", dir, who.name, dir)
+		return fmt.Errorf("%s is missing: install -d -m 700 -o %s %s", dir, a.name, dir)
 	}
-	if err := who.check(dir, 2|1); err != nil {
+	if err := a.check(dir, 2|1); err != nil {
 		return err
 	}
-	return who.check(path, 4|2)
+	return a.check(path, 4|2)
 }
 
 // An account is a user with the groups it is in.
@@ -69,24 +73,46 @@ func filterUser() (account, bool) {
 		}
 		return who, true
 	}
-	for _, name := range []string{"_smtpd", "opensmtpd", "smtpd"} { // the BSDs, Debian, others
-		u, err := user.Lookup(name)
-		if err != nil {
-			continue
-		}
-		who := account{name: name, groups: make(map[uint64]bool)}
-		if who.uid, err = strconv.ParseUint(u.Uid, 10, 32); err != nil {
-			continue
-		}
-		ids, _ := u.GroupIds()
-		for _, id := range append(ids, u.Gid) {
-			if g, err := strconv.ParseUint(id, 10, 32); err == nil {
-				who.groups[g] = true
-			}
-		}
-		return who, true
+	u, err := SMTPDUser()
+	if err != nil {
+		return account{}, false
 	}
-	return account{}, false
+	return accountOf(u)
+}
+
+// SMTPDUser returns the user as whom smtpd runs filters unless smtpd.conf says
+// another.
+func SMTPDUser() (u *user.User, err error) {
+	for _, name := range []string{"_smtpd", "opensmtpd", "smtpd"} { // the BSDs, Debian, others
+		if u, err = user.Lookup(name); err == nil {
+			return u, nil
+		}
+	}
+	return nil, errors.New("there is no user _smtpd, opensmtpd or smtpd: is OpenSMTPD installed?")
+}
+
+func accountOf(u *user.User) (account, bool) {
+	who := account{name: u.Username, groups: make(map[uint64]bool)}
+	var err error
+	if who.uid, err = strconv.ParseUint(u.Uid, 10, 32); err != nil {
+		return account{}, false
+	}
+	ids, _ := u.GroupIds()
+	for _, id := range append(ids, u.Gid) {
+		if g, err := strconv.ParseUint(id, 10, 32); err == nil {
+			who.groups[g] = true
+		}
+	}
+	return who, true
+}
+
+// CheckWritableBy is CheckWritable for a given user.
+func CheckWritableBy(u *user.User, path string) error {
+	who, ok := accountOf(u)
+	if !ok {
+		return nil
+	}
+	return who.checkWritable(path)
 }
 
 // check returns an error if what is at path does not give the rights to the

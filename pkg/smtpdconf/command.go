@@ -12,21 +12,25 @@ const MaxCommand = 4095
 // Program returns the first word of a command, which is what is run, without its
 // folder.
 func Program(command string) string {
+	return path.Base(Path(command))
+}
+
+// Path returns the first word of a command.
+func Path(command string) string {
 	word, _ := firstWord(command)
-	return path.Base(word)
+	return word
 }
 
 // firstWord reads the first word as sh(1) does, apart from expansions.
 func firstWord(s string) (word, rest string) {
+	s = strings.TrimLeft(s, " \t\n")
 	var b strings.Builder
 	quote := byte(0)
 	for i := 0; i < len(s); i++ {
 		c := s[i]
 		switch {
 		case quote == 0 && strings.IndexByte(" \t\n;&|<>()", c) >= 0:
-			if b.Len() > 0 || i > 0 && strings.IndexByte(`"'`, s[i-1]) >= 0 {
-				return b.String(), s[i:]
-			}
+			return b.String(), s[i:]
 		case quote == 0 && (c == '"' || c == '\''):
 			quote = c
 		case c == quote && quote != 0:
@@ -41,10 +45,10 @@ func firstWord(s string) (word, rest string) {
 	return b.String(), ""
 }
 
-// Ends returns what ends a command before its end, for sh(1): a ; & or | or a
-// newline that no quotes protect, or a # at the beginning of a word, which makes
-// the rest a comment. What follows does not reach the program. It is 0 if all does.
-func Ends(command string) byte {
+// End returns where a command ends for sh(1) before its end, -1 if nowhere: at a ;
+// & or | or a newline that no quotes protect, or at a # that begins a word, which
+// makes the rest a comment. What follows does not reach the program.
+func End(command string) int {
 	quote, before := byte(0), byte(' ')
 	for i := 0; i < len(command); i++ {
 		c := command[i]
@@ -59,9 +63,9 @@ func Ends(command string) byte {
 			quote = c
 		case c == '&' && before == '>': // 2>&1
 		case strings.IndexByte(";&|\n", c) >= 0, c == '#' && strings.IndexByte(" \t", before) >= 0:
-			return c
+			return i
 		}
 		before = c
 	}
-	return 0
+	return -1
 }

@@ -67,6 +67,9 @@ type Config struct {
 	// Bin is the folder of the filters' programs.
 	Bin string
 
+	// Programs are more programs of Bin, for Run.
+	Programs []string
+
 	// Filters are asked in this order. More than one make a chain.
 	Filters []Filter
 
@@ -312,25 +315,32 @@ func (s *Server) prepare() error {
 			return err
 		}
 	}
+	for _, program := range s.conf.Programs {
+		if err := s.install(program); err != nil {
+			return err
+		}
+	}
 	for _, f := range s.conf.Filters {
 		if f.Builtin != "" {
 			continue
 		}
 		// The program, and others that it is given to run.
 		for i, program := range strings.Fields(f.Command) {
-			data, err := os.ReadFile(filepath.Join(s.conf.Bin, program))
-			if i > 0 && err != nil {
-				continue
-			}
-			if err != nil {
-				return err
-			}
-			if err := os.WriteFile(s.Path(program), data, 0o755); err != nil {
+			if err := s.install(program); err != nil && (i == 0 || !errors.Is(err, fs.ErrNotExist)) {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// install copies a program of Config.Bin to Dir.
+func (s *Server) install(program string) error {
+	data, err := os.ReadFile(filepath.Join(s.conf.Bin, program))
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.Path(program), data, 0o755)
 }
 
 // makeState makes State for the user that smtpd runs filters as.

@@ -1,0 +1,158 @@
+//go:build linux
+
+package test
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"opensmtpd-filters/test/smtpdtest"
+)
+
+// all are programs that a server of these tests has.
+func everyProgram() []string { return append(filters(), "filterctl", "scripted") }
+
+// refusedScore has Validity refuse the query that check makes.
+var refusedScore = strings.Replace(smtpdtest.Reverse("192.0.2.1"), "in-addr.arpa", scoreZone, 1) + " A 127.255.255.255\n"
+
+// check finds what smtpd -n does not see, says where it stands, and lets pass
+// what smtpd starts with.
+func TestFilterctlCheck(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		s := start(t, smtpdtest.Config{
+			Release: r, Programs: everyProgram(), Zone: refusedScore,
+			Filters: []smtpdtest.Filter{dyndnsFilter("-reply '550 5.7.1 \"%n\" is a line' -expr '^a b$'")},
+			Files: map[string]string{
+				"clients":   "192.0.2.0/24\nmail.example.net\n",
+				"bad":       "192.0.2.0/24\n300.1.1.1\n",
+				"more.conf": "filter \"inner\" proc-exec $cmd\n",
+				"mode.prom": "",
+			},
+		})
+		if _, err := s.Run("cp scripted filter-rspamd"); err != nil {
+			t.Fatal(err)
+		}
+		end := "\nmatch from any for any reject\n"
+		for _, tt := range []struct {
+			name, conf string
+			status     int
+			want       []string // lines, C is the file
+		}{
+			{"a good file", `
+filter "dnsbl" proc-exec "/run/test/filter-dnsbl -blockAt 5 -allowClients /run/test/clients 'zen.spamhaus.org=127.0.0.[2;3]*5'"
+filter "dyndns" proc-exec "/run/test/filter-dyndns"
+filter "greylist" proc-exec "/run/test/filter-greylist -store memory"
+filter "all" chain { "dnsbl", "dyndns", "greylist" }
+listen on lo port 2525 filter "all"`, 0, []string{
+				"C: smtpd -n finds nothing wrong", "C:2: filter dnsbl: ok", "C:3: filter dyndns: ok", "C:4: filter greylist: ok",
+			}},
+			{"a typo in a flag", `
+filter "dnsbl" \
+	proc-exec "/run/test/filter-dnsbl -blockat 5 zen.spamhaus.org"
+listen on lo filter "dnsbl"`, 1, []string{
+				"C: smtpd -n finds nothing wrong", "C:2: filter dnsbl: filter-dnsbl: -blockat: no such flag; it is written -blockAt",
+				"filterctl check: C is wrong",
+			}},
+			{"a list that is missing", `
+filter "dnsbl" proc-exec "/run/test/filter-dnsbl -blockAt 5 -allowClients /etc/none zen.spamhaus.org"
+listen on lo filter "dnsbl"`, 1, []string{"C:2: filter dnsbl: filter-dnsbl: open /etc/none: no such file or directory"}},
+			{"a wrong line of a list", `
+filter "dyndns" proc-exec "/run/test/filter-dyndns -allowClients /run/test/bad"
+listen on lo filter "dyndns"`, 1, []string{"C:2: filter dyndns: filter-dyndns: /run/test/bad:2: "}},
+			{"include and macros", `
+cmd = '"/run/test/filter-dyndns -dynamik junk"'
+include "/run/test/more.conf"
+listen on lo filter "inner"`, 1, []string{"/run/test/more.conf:1: filter inner: filter-dyndns: -dynamik: no such flag"}},
+			{"chains in a chain", `
+filter "a" proc-exec "/run/test/filter-dyndns"
+filter "b" chain { "a" }
+filter "c" chain { "b" }
+listen on lo filter "c"`, 1, []string{"C:4: no filter chain allowed within a filter chain: b", "C:2: filter a: ok"}},
+			{"at connect with auth", `
+filter "dnsbl" proc-exec "/run/test/filter-dnsbl -phase connect -blockAt 5 zen.spamhaus.org"
+filter "late" proc-exec "/run/test/filter-dnsbl -blockAt 5 zen.spamhaus.org"
+filter "all" chain { "dnsbl", "late" }
+listen on lo port 2525 tls pki mx auth-optional filter "all"`, -1, []string{
+				"C:2: warning: filter dnsbl decides at connect, and the listener of C:5 has auth: own users are judged before they can authenticate",
+				"- C:3: warning",
+			}},
+			{"a filter of others, and proc", `
+proc "mine" "/run/test/filter-dyndns" user nobody
+proc "other" "/run/test/scripted"
+filter "dyndns" proc "mine"
+filter "other" proc "other"
+filter "gone" proc-exec "filter-nothing -x"
+filter "all" chain { "dyndns", "other", "gone" }
+listen on lo filter "all"`, 1, []string{
+				"C:2: filter dyndns: ok", "C:3: filter other: scripted is not one of ours: it is there, and was not run",
+				"C:6: filter gone: filter-nothing is not in /usr/libexec/opensmtpd",
+			}},
+			{"no quotes", `
+filter "dnsbl" proc-exec "/run/test/filter-dnsbl -blockAt 5 zen.spamhaus.org=127.0.0.[2;3]"
+listen on lo filter "dnsbl"`, 1, []string{`C:2: filter dnsbl: sh ends the command at ";": put it in quotes`}},
+			{"no such user", `
+filter "dyndns" proc-exec "/run/test/filter-dyndns" user nobody-here
+listen on lo filter "dyndns"`, 1, []string{"C:2: filter dyndns: user nobody-here: there is no such user, and smtpd would end"}},
+			{"what is hardly meant", `
+filter "junk" proc-exec "/run/test/filter-dyndns -metrics /run/test/state/m.prom"
+filter "junk2" proc-exec "/run/test/filter-dyndns -metrics /run/test/state/m.prom"
+filter "score" proc-exec "/run/test/filter-senderscore -blockBelow 10 -stateFile ''"
+filter "grey" proc-exec "/run/test/filter-greylist -store sqlite:/run/test/none/g.db"
+filter "own" phase connect match !rdns junk
+filter "rspamd" proc-exec "/run/test/filter-rspamd"
+filter "all" chain { "junk", "own", "rspamd" }
+listen on lo filter "all"`, 0, []string{
+				"C:8: warning: filter all: what junk junks has X-Spam: Yes when it comes to rspamd, which counts 5 points",
+				"C:8: warning: filter all: what own junks",
+				"C:3: warning: filter junk2 writes its metrics to /run/test/state/m.prom, as filter junk does",
+				"C:3: warning: filter junk2 is on no listener",
+				"C:4: warning: filter score: Validity does not answer this resolver",
+				"C:5: warning: filter grey: /run/test/none is missing: install -d -m 700 -o opensmtpd /run/test/none",
+			}},
+		} {
+			conf := tt.conf + end
+			if err := s.WriteFile("check.conf", conf); err != nil {
+				t.Fatal(err)
+			}
+			out, err := s.Run("./filterctl check -f /run/test/check.conf")
+			if tt.status >= 0 && (err != nil) != (tt.status == 1) {
+				t.Errorf("%s: status %v, want %d", tt.name, err, tt.status)
+			}
+			for _, line := range tt.want {
+				line, no := strings.CutPrefix(strings.ReplaceAll(line, "C:", "/run/test/check.conf:"), "- ")
+				line = strings.ReplaceAll(line, "C is", "/run/test/check.conf is")
+				if strings.Contains("\n"+out, "\n"+line) == no {
+					t.Errorf("%s: %q is there: %v, in\n%s", tt.name, line, !no, out)
+				}
+			}
+		}
+
+		// The server's own file, with which it has started.
+		if out, err := s.Run("./filterctl check -f smtpd.conf"); err != nil || !strings.Contains(out, "filter dyndns: ok") {
+			t.Errorf("%v\n%s", err, out)
+		}
+		// Nothing was made.
+		if _, err := os.Stat(s.Path("state/m.prom")); err == nil {
+			t.Error("check has made a metrics file")
+		}
+	})
+}
+
+// What check finds, and smtpd -n does not, ends smtpd.
+func TestFilterctlCheckTypo(t *testing.T) {
+	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
+		c := smtpdtest.Config{Release: r, Bin: os.Getenv(binEnv), Programs: everyProgram(), Filters: []smtpdtest.Filter{dyndnsFilter("-dynamik junk")}}
+		s, err := smtpdtest.Start(c)
+		if err == nil {
+			_ = s.Stop()
+			t.Fatal("smtpd starts")
+		}
+		if !strings.Contains(err.Error(), "smtpd ended") || !strings.Contains(err.Error(), "-dynamik: no such flag") {
+			t.Error(err)
+		}
+		if out, err := r.CheckConfig(c.String()); err != nil {
+			t.Errorf("smtpd -n: %v\n%s", err, out)
+		}
+	})
+}

@@ -14,6 +14,7 @@ import (
 // commands are what filterctl does, each in a file of its name.
 var commands = []command{
 	{"check", "[-f FILE] [-D NAME=VALUE]", "before smtpd starts: is every filter of smtpd.conf right", check},
+	{"explain", "[flags] ADDRESS [SENDER [RECIPIENT [HELO]]]", "what each filter would say now, and what the client would get", explain},
 }
 
 // A command is one word of the command line. New adds the command's flags; what it

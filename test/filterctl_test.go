@@ -3,6 +3,7 @@
 package test
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -155,4 +156,68 @@ func TestFilterctlCheckTypo(t *testing.T) {
 			t.Errorf("smtpd -n: %v\n%s", err, out)
 		}
 	})
+}
+
+// steps are what a client is at when smtpd asks its filters at a phase.
+var steps = map[string]string{"greeting": "connect", "EHLO": "helo", "MAIL": "mail-from", "RCPT": "rcpt-to", "DATA": "data", "message": "commit"}
+
+// A client gets what explain has said it would, whatever stands in the chain.
+func TestFilterctlExplain(t *testing.T) {
+	const (
+		dyndns = "filter-dyndns -dynamic refuse -mismatch slow:1s"
+		dnsbl  = "filter-dnsbl -timeout 20s -resolver " + listDNS + " -blockAt 3 zen.spamhaus.org*3"
+		scored = "filter-senderscore -stateFile '' -timeout 20s -resolver " + scoreDNS + " -blockBelow 10 -junkBelow 70"
+		grey   = greylistCommand + "-who all"
+	)
+	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
+		serveLists(t)
+		serveScores(t)
+		for _, chain := range [][]smtpdtest.Filter{
+			{{Name: "dyndns", Command: dyndns}},
+			{{Name: "greet", Command: "filter-greet -wait 0"}, {Name: "dyndns", Command: dyndns}, {Name: "score", Command: scored + " -phase rcpt-to"},
+				{Name: "dnsbl", Command: dnsbl}, {Name: "greylist", Command: grey}},
+			// Who stands first does not speak first.
+			{{Name: "greylist", Command: grey}, {Name: "dnsbl", Command: dnsbl}, {Name: "score", Command: scored}, {Name: "dyndns", Command: dyndns}},
+			// Junk at a phase moves the others to the next.
+			{{Name: "noname", Builtin: "phase connect match !rdns junk"}, {Name: "score", Command: scored}, {Name: "dyndns", Command: "filter-dyndns -phase connect -dynamic junk"},
+				{Name: "dnsbl", Command: dnsbl + " -phase mail-from"}},
+			{{Name: "score", Command: scored + " -dryRun"}, {Name: "nofcrdns", Builtin: `phase mail-from match !fcrdns reject "550 no \"name\""`}, {Name: "dyndns", Command: "filter-dyndns -mismatch defer"}},
+			{{Name: "dnsbl", Command: dnsbl + " -phase connect -reply '450 4.7.1 %i on %l, come again'"}, {Name: "greylist", Command: grey + " -spf off"}},
+		} {
+			t.Run("", func(t *testing.T) {
+				explained(t, smtpdtest.Config{Release: r, Zone: dyndnsZone, Filters: chain, Programs: everyProgram()})
+			})
+		}
+	})
+}
+
+// explained has clients come after explain has said what they would get.
+func explained(t *testing.T, c smtpdtest.Config) {
+	const stranger = "198.51.100.77"
+	s := start(t, c)
+	if strings.Contains(c.String(), greylistCommand) {
+		s.waitDatabase()
+	}
+	for i, src := range []string{proper, dynamic, dynamic6, static, nofwd, stranger, "203.0.113.1", "203.0.113.4", "203.0.113.5", "203.0.113.42", "203.0.113.100"} {
+		m := smtpdtest.Mail{Src: src, To: fmt.Sprint("bob", i), Sender: "ann@example.com", Helo: "mail.example.com"}
+		out, err := s.Run(fmt.Sprintf("./filterctl explain -f smtpd.conf %s %s %s@%s %s", m.Src, m.Sender, m.To, smtpdtest.Domain, m.Helo))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, said, _ := strings.Cut(out, "\nthe client gets: ")
+		said, _, _ = strings.Cut(said, "\n")
+		res := s.send(m)
+		var want string
+		switch {
+		case !res.Accepted():
+			want = fmt.Sprintf("%s, at %s, of ", res.Reply, steps[res.Step])
+		case s.outcome(smtpdtest.Mail{Src: src, To: fmt.Sprint("again", i), Sender: m.Sender, Helo: m.Helo}) == "junk":
+			want = "its mail is accepted as junk"
+		default:
+			want = "its mail is accepted"
+		}
+		if !strings.HasPrefix(said, want) || strings.Contains(said, "junk") != strings.Contains(want, "junk") {
+			t.Errorf("%s: explain says %q, the client gets %q\n%s", src, said, want, out)
+		}
+	}
 }

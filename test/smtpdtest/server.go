@@ -97,6 +97,14 @@ type Config struct {
 	// port 25 of Addr4 and Addr6, with what TLS calls for.
 	Listen []string
 
+	// Relay is the server, as relay of smtpd.conf takes it, that gets mail of local
+	// users for others than Domain. Empty: such mail goes to a mailbox.
+	Relay string
+
+	// Syslog is the socket of a syslog daemon. With it smtpd logs there, and
+	// Server.Log is empty.
+	Syslog string
+
 	// TLS offers STARTTLS and AUTH. It needs Release.TLS.
 	TLS bool
 
@@ -125,8 +133,9 @@ listen on socket{{with .Filter}} filter "{{.}}"{{end}}
 {{range .Addrs}}listen on {{.}} hostname {{$.Hostname}}{{with $.Filter}} filter "{{.}}"{{end}}
 {{end}}action "inbox" maildir "{{.Dir}}/mail/%{rcpt.user}" junk virtual <anyone>
 match from any for {{if .Users}}rcpt-to <users>{{else}}domain "{{.Domain}}"{{end}} action "inbox"
-match from local ! for domain "{{.Domain}}" action "inbox"
-{{if .TLS}}match auth from any ! for domain "{{.Domain}}" action "inbox"
+{{with .Relay}}action "relay" relay host "{{.}}"
+{{end}}match from local ! for domain "{{.Domain}}" action "{{if .Relay}}relay{{else}}inbox{{end}}"
+{{if .TLS}}match auth from any ! for domain "{{.Domain}}" action "{{if .Relay}}relay{{else}}inbox{{end}}"
 {{end}}`))
 
 // String returns the smtpd.conf of c.
@@ -212,12 +221,15 @@ func (s *Server) Restart(meanwhile func() error) error {
 
 func (s *Server) launch() error {
 	args := []string{"-d", "-v", "-f", Dir + "/smtpd.conf"}
+	if s.conf.Syslog != "" {
+		args = []string{"-F", "-f", Dir + "/smtpd.conf"}
+	}
 	log, err := s.openLog()
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	if s.conf.Log == nil {
+	if s.conf.Log == nil && s.conf.Syslog == "" {
 		args = append(args, "-T", "filters")
 	}
 	s.cmd = s.conf.Release.command("/usr/sbin/smtpd", args...)
@@ -279,6 +291,12 @@ func (s *Server) prepare() error {
 	}
 	if err := s.makeState(); err != nil {
 		return err
+	}
+
+	if s.conf.Syslog != "" && root != "/" {
+		if err := s.bind(s.conf.Syslog, filepath.Join(root, "/dev/log")); err != nil {
+			return err
+		}
 	}
 
 	files := map[string]string{"smtpd.conf": s.conf.String()}

@@ -15,6 +15,8 @@ import (
 var commands = []command{
 	{"check", "[-f FILE] [-D NAME=VALUE]", "before smtpd starts: is every filter of smtpd.conf right", check},
 	{"explain", "[flags] ADDRESS [SENDER [RECIPIENT [HELO]]]", "what each filter would say now, and what the client would get", explain},
+	{"allow", "[flags] WHAT [COMMENT]", "let pass a client, sender= or rcpt=: adds a line to the list that all filters read", allow},
+	{"deny", "[flags] WHAT [COMMENT]", "have filter-dnsbl refuse a client: adds a line to that list", deny},
 }
 
 // A command is one word of the command line. New adds the command's flags; what it

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"syscall"
 	"testing"
 
 	"opensmtpd-filters/test/smtpdtest"
@@ -220,4 +221,58 @@ func explained(t *testing.T, c smtpdtest.Config) {
 			t.Errorf("%s: explain says %q, the client gets %q\n%s", src, said, want, out)
 		}
 	}
+}
+
+// What an operator allows or denies holds for the filters at work.
+func TestFilterctlAllowDeny(t *testing.T) {
+	onNewest(t, func(t *testing.T, r smtpdtest.Release) {
+		serveLists(t)
+		const list = " -f smtpd.conf -list " + smtpdtest.Dir + "/list "
+		command := "filter-dnsbl -timeout 20s -resolver " + listDNS + " -blockAt 3 -commonList " + smtpdtest.Dir + "/list zen.spamhaus.org*3"
+		s := start(t, smtpdtest.Config{
+			Release: r, Programs: everyProgram(), Files: map[string]string{"list": "# ours\n"},
+			Zone:    dyndnsZone,
+			Filters: []smtpdtest.Filter{{Name: "dnsbl", Command: command}},
+		})
+		run := func(line string, ok bool, want string) {
+			t.Helper()
+			out, err := s.Run(line)
+			if (err == nil) != ok || !strings.Contains(out, want) {
+				t.Errorf("%s: %v\n%s\nwant %s", line, err, out, want)
+			}
+		}
+		n := 0
+		comes := func(src, sender, want string) {
+			t.Helper()
+			n++
+			if got := s.outcome(smtpdtest.Mail{Src: src, Sender: sender, To: fmt.Sprint("bob", n)}); got != want {
+				t.Errorf("%s from %s: %s, want %s", src, sender, got, want)
+			}
+		}
+		const listed, stranger = "203.0.113.1", "198.51.100.77"
+		comes(listed, "ann@example.com", "RCPT 550")
+		comes(stranger, "ann@example.com", "inbox")
+		run("./filterctl allow"+list+listed+" a good one", true, "/list:2: permit client="+listed+" # ")
+		run("./filterctl deny"+list+stranger, true, "/list:3: reject client="+stranger+" # ")
+		run("./filterctl allow"+list+listed, true, "/list:2 has it already")
+		run("./filterctl allow"+list+"sender=ann@example.com", true, "It counts for mail for which SPF passes.")
+		run("./filterctl deny"+list+"sender=ann@example.com", false, "reject takes client= only")
+		run("./filterctl deny -f smtpd.conf -list /run/test/other "+stranger, false, "has no filter-dnsbl that reads /run/test/other")
+		if err := s.Signal("filter-dnsbl", syscall.SIGHUP); err != nil {
+			t.Fatal(err)
+		}
+		s.eventually("the list is read", func() bool {
+			res := s.send(smtpdtest.Mail{Src: stranger, To: "someone"})
+			return !res.Accepted()
+		})
+		comes(listed, "ann@example.com", "inbox")
+		comes(stranger, "ann@example.com", "RCPT 550")
+		if _, err := s.WaitLog("action=proceed", "by=", "/list:2", "addr="+listed); err != nil {
+			t.Error(err)
+		}
+		if err := s.WriteFile("none.conf", "filter \"dyndns\" proc-exec \"/run/test/filter-dyndns\"\n"); err != nil {
+			t.Fatal(err)
+		}
+		run("./filterctl deny -f none.conf -list /run/test/list 192.0.2.1", false, "none.conf has no filter-dnsbl that reads")
+	})
 }

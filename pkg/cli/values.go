@@ -135,7 +135,10 @@ func (a *Action) Set(s string) error {
 }
 
 func (a *Action) String() string {
-	if a.Name == "slow" {
+	switch a.Name {
+	case "":
+		return Proceed
+	case "slow":
 		return "slow:" + format(a.Delay)
 	}
 	return a.Name

@@ -89,6 +89,9 @@ func TestAction(t *testing.T) {
 		{"slow", "not a time such as 5s, 1h30m, 30d or 300 (seconds)"}, {"junk:3s", "junk takes no time"}, {"reject:", "refuse takes no time"},
 		{"block", "not one of proceed, junk, defer, refuse, disconnect, slow:TIME"}, {"", "not one of proceed, junk, defer, refuse, disconnect, slow:TIME"},
 	} {
+		if zero := new(Action); zero.String() != Proceed || zero.Refuses() {
+			t.Errorf("zero is %s", zero)
+		}
 		a := &Action{MaxDelay: time.Minute}
 		got := ""
 		if err := a.Set(tt.in); err != nil {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"math"
 	"strings"
+	"unicode"
 
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/listfile"
@@ -94,4 +95,42 @@ func (c *common) rcptsOf() Recipients {
 		return nil
 	}
 	return Recipients{&c.rcpts}
+}
+
+// CommonLine returns the line of the common list that permits or rejects what: an
+// address or a network, or client=, sender= or rcpt= and what may follow it. The
+// comment is put behind it.
+func CommonLine(action Action, what, comment string) (string, error) {
+	what = strings.TrimSpace(what)
+	if _, err := ipset.ParsePrefix(what); err == nil {
+		what = "client=" + what
+	} else if !strings.Contains(what, "=") {
+		if what == "" || strings.ContainsFunc(what, unicode.IsSpace) {
+			what = "example.com"
+		}
+		return "", fmt.Errorf("want one of client=%[1]s (machines of that name or address), sender=%[1]s, rcpt=%[1]s", what)
+	}
+	if strings.ContainsFunc(what+comment, unicode.IsControl) {
+		return "", errors.New("a control character is in it")
+	}
+	text := action.String() + " " + what
+	line := text
+	if comment != "" {
+		line += " # " + comment
+	}
+	entries := 0
+	errs := listfile.Each(strings.NewReader(line), "", func(e listfile.Entry) error {
+		if entries++; e.Text != text {
+			return fmt.Errorf("%s ends at a #: put quotes around the part before the @", listfile.Quote(text))
+		}
+		return new(common).add(e, 0)
+	})
+	if err := errors.Join(errs...); err != nil {
+		_, reason, _ := strings.Cut(err.Error(), ": ") // behind the place
+		return "", errors.New(reason)
+	}
+	if entries != 1 {
+		return "", errCommon
+	}
+	return line, nil
 }

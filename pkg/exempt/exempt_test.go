@@ -604,3 +604,41 @@ func BenchmarkClients(b *testing.B) {
 		c.Lookup(a, "mail.example.net")
 	}
 }
+
+func TestCommonLine(t *testing.T) {
+	for _, tt := range []struct {
+		action        Action
+		what, comment string
+		want, err     string
+	}{
+		{Permit, "192.0.2.1", "2026-12-01 root", "permit client=192.0.2.1 # 2026-12-01 root", ""},
+		{Reject, "2001:db8::/32", "", "reject client=2001:db8::/32", ""},
+		{Permit, "client=mail.example.com", "", "permit client=mail.example.com", ""},
+		{Permit, "sender=ann@example.com", "said so # twice", "permit sender=ann@example.com # said so # twice", ""},
+		{Permit, `sender="o#brien"@example.com`, "", `permit sender="o#brien"@example.com`, ""},
+		{Permit, "rcpt=sales@", "", "permit rcpt=sales@", ""},
+		{Permit, "example.com", "", "", "want one of client=example.com (machines of that name or address), sender=example.com, rcpt=example.com"},
+		{Permit, "ann@example.com", "", "", "want one of client=ann@example.com (machines of that name or address), sender=ann@example.com, rcpt=ann@example.com"},
+		{Permit, "", "", "", "want one of client=example.com (machines of that name or address), sender=example.com, rcpt=example.com"},
+		{Permit, "300.1.1.1", "", "", "want one of client=300.1.1.1 (machines of that name or address), sender=300.1.1.1, rcpt=300.1.1.1"},
+		{Reject, "sender=ann@example.com", "", "", "reject takes client= only"},
+		{Reject, "rcpt=bob@example.org", "", "", "reject takes client= only"},
+		{Permit, "sender=o#brien@example.com", "", "", `"permit sender=o#brien@example.com" ends at a #: put quotes around the part before the @`},
+		{Permit, "client=192.0.2.1\nreject client=0.0.0.0/0", "", "", "a control character is in it"},
+		{Permit, "192.0.2.1", "a\x1b[31m", "", "a control character is in it"},
+		{Permit, "sender=!example.com", "", "", `"!example.com": no ! is understood here`},
+		{Permit, "host=example.com", "", "", errCommon.Error()},
+		{Permit, "client=", "", "", errCommon.Error()},
+	} {
+		got, err := CommonLine(tt.action, tt.what, tt.comment)
+		if got != tt.want || err == nil != (tt.err == "") || err != nil && err.Error() != tt.err {
+			t.Errorf("%s: %q, %v, want %q, %s", tt.what, got, err, tt.want, tt.err)
+		}
+		if err != nil {
+			continue
+		}
+		if c, errs := parseCommon(strings.NewReader(got), "list"); len(errs) > 0 || c.Len() != 1 {
+			t.Errorf("%s: %v, %d entries", got, errs, c.Len())
+		}
+	}
+}

@@ -58,11 +58,6 @@ func (r *report) well(p *smtpdconf.Proc, text string) {
 	fmt.Fprintln(r.out, at(p.Place, "%s: %s", r.names(p), text))
 }
 
-func (r *report) bad(p *smtpdconf.Proc, text string) {
-	r.wrong++
-	r.well(p, text)
-}
-
 func (r *report) warn(p smtpdconf.Place, format string, args ...any) {
 	fmt.Fprintln(r.out, at(p, "warning: "+format, args...))
 }
@@ -118,49 +113,29 @@ func (r *report) smtpdSays(ctx context.Context) (lines []string, asked bool) {
 	return lines, true
 }
 
+// errForeign is the error of a program that is not ours.
+type errForeign string
+
+func (e errForeign) Error() string { return string(e) }
+
 // program tries one program.
 func (r *report) program(ctx context.Context, p *smtpdconf.Proc) {
-	name := smtpdconf.Program(p.Command)
-	i := smtpdconf.End(p.Command)
-	if i >= 0 && p.Command[i] != '#' {
-		r.bad(p, fmt.Sprintf("sh ends the command at %s: put it in quotes", strconv.Quote(p.Command[i:i+1])))
-		return
-	}
-	if err := r.runs(p); err != nil {
-		r.bad(p, err.Error())
-		return
-	}
-	if !ours(p) {
-		r.well(p, name+" is not one of ours: it is there, and was not run")
-		return
-	}
-	mine, err := r.isOurs(ctx, p)
+	a, err := r.try(ctx, p)
+	var foreign errForeign
 	switch {
+	case errors.As(err, &foreign):
+		r.well(p, err.Error())
+		return
 	case err != nil:
-		r.bad(p, err.Error())
-		return
-	case !mine:
-		r.well(p, fmt.Sprintf("%s is another program of that name, not ours: it was not tried", r.path(p)))
-		return
-	}
-	a, err := r.ask(ctx, p, "-n")
-	if err != nil {
-		r.bad(p, err.Error())
-		return
-	}
-	if !a.ok {
-		for _, line := range a.errs {
+		for line := range strings.SplitSeq(err.Error(), "\n") {
 			r.well(p, line)
-		}
-		if len(a.errs) == 0 {
-			r.well(p, "-n ends with an error and does not say why")
 		}
 		r.wrong++
 		return
 	}
 	r.answers[p] = a
 	r.well(p, "ok")
-	if i >= 0 {
+	if smtpdconf.End(p.Command) >= 0 {
 		r.warn(p.Place, "%s: sh takes what follows # for a comment", r.names(p))
 	}
 	for _, w := range a.rows("warning") {
@@ -169,6 +144,36 @@ func (r *report) program(ctx context.Context, p *smtpdconf.Proc) {
 	for _, err := range unwritable(p, a) {
 		r.warn(p.Place, "%s: %v", r.names(p), err)
 	}
+}
+
+// try runs a program with -n. Its own words are the error, a line each.
+func (c *conf) try(ctx context.Context, p *smtpdconf.Proc) (answer, error) {
+	if i := smtpdconf.End(p.Command); i >= 0 && p.Command[i] != '#' {
+		return answer{}, fmt.Errorf("sh ends the command at %s: put it in quotes", strconv.Quote(p.Command[i:i+1]))
+	}
+	if err := c.runs(p); err != nil {
+		return answer{}, err
+	}
+	if !ours(p) {
+		return answer{}, errForeign(smtpdconf.Program(p.Command) + " is not one of ours: it is there, and was not run")
+	}
+	mine, err := c.isOurs(ctx, p)
+	if err != nil {
+		return answer{}, err
+	}
+	if !mine {
+		return answer{}, errForeign(c.path(p) + " is another program of that name, not ours: it was not tried")
+	}
+	a, err := c.ask(ctx, p, "-n")
+	switch {
+	case err != nil:
+		return a, err
+	case !a.ok && len(a.errs) == 0:
+		return a, errors.New("-n ends with an error and does not say why")
+	case !a.ok:
+		return a, errors.New(strings.Join(a.errs, "\n"))
+	}
+	return a, nil
 }
 
 // unwritable returns what a filter is to write and its user cannot. What its -n

@@ -17,6 +17,7 @@ var commands = []command{
 	{"explain", "[flags] ADDRESS [SENDER [RECIPIENT [HELO]]]", "what each filter would say now, and what the client would get", explain},
 	{"allow", "[flags] WHAT [COMMENT]", "let pass a client, sender= or rcpt=: adds a line to the list that all filters read", allow},
 	{"deny", "[flags] WHAT [COMMENT]", "have filter-dnsbl refuse a client: adds a line to that list", deny},
+	{"doctor", "[flags]", "is this machine fit for filters", examine},
 }
 
 // A command is one word of the command line. New adds the command's flags; what it

@@ -5,10 +5,12 @@ package test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 
+	"opensmtpd-filters/pkg/filtertest"
 	"opensmtpd-filters/test/smtpdtest"
 )
 
@@ -274,5 +276,82 @@ func TestFilterctlAllowDeny(t *testing.T) {
 			t.Fatal(err)
 		}
 		run("./filterctl deny -f none.conf -list /run/test/list 192.0.2.1", false, "none.conf has no filter-dnsbl that reads")
+	})
+}
+
+// doctor finds each fault that is planted, and nothing where there is none.
+func TestFilterctlDoctor(t *testing.T) {
+	forEachSMTPD(t, func(t *testing.T, r smtpdtest.Release) {
+		serveLists(t)
+		unbound(t, "")
+		const filtering, public, lying = "127.0.0.1:5313", "8.8.8.8:53", "127.0.0.1:5314"
+		filter := func(t *testing.T) { // what unbound is told to do in many tutorials
+			t.Helper()
+			daemon(t, "no-resolv\nno-hosts\nbind-interfaces\nlisten-address=127.0.0.1\nport=5313\npid-file=\nuser=root\nserver="+
+				strings.Replace(realResolver, ":", "#", 1)+"\nstop-dns-rebind\n", "dnsmasq", "--keep-in-foreground", "--conf-file=@CONF@")
+		}
+		filter(t)
+		for at, script := range map[string]string{public: "", lying: "*.invalid A 192.0.2.99\n*.org A 192.0.2.99\n*.net A 192.0.2.99\n"} {
+			dns, err := filtertest.StartDNS(at, script)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(dns.Close)
+		}
+		s := start(t, smtpdtest.Config{
+			Release: r, Programs: everyProgram(),
+			Zone: smtpdtest.Host("192.0.2.25", "mx.example.org") + smtpdtest.Pointer("192.0.2.26", "mx.example.org"),
+		})
+		if _, err := s.Run("mkdir a b && cp filter-dyndns a && cp scripted b/filter-dyndns && chmod 755 a b"); err != nil {
+			t.Fatal(err)
+		}
+		well := "filter \"dnsbl\" proc-exec \"/run/test/filter-dnsbl -blockAt 3 -timeout 20s -resolver " + realResolver + " zen.spamhaus.org bl.spamcop.net\"\nlisten on 192.0.2.25 filter \"dnsbl\"\n"
+		for _, tt := range []struct {
+			name, conf, before string
+			bad                []string // beginnings of what follows BAD, but for the clock
+		}{
+			{"nothing", well, "", nil},
+			{"public resolver", strings.Replace(well, realResolver, public, 1), "", []string{
+				"C:1: filter dnsbl: a public resolver is asked", "resolver " + public + ": 8.8.8.8 is a public resolver",
+				"resolver " + public + ": answers for names, and has the test entry of none of the lists", "C:1: filter dnsbl: zen.spamhaus.org: ",
+			}},
+			{"127/8 filter", strings.Replace(well, realResolver, filtering, 1), "", []string{
+				"resolver " + filtering + ": the resolver removes addresses within 127.0.0.0/8", "C:1: filter dnsbl: the resolver removes addresses",
+			}},
+			{"lying resolver", strings.Replace(well, realResolver, lying, 1), "", []string{
+				"resolver " + lying + ": the resolver invents answers for names that do not exist", "C:1: filter dnsbl: the resolver invents",
+			}},
+			{"unwritable state", well + "filter \"grey\" proc-exec \"/run/test/filter-greylist -resolver " + realResolver + " -store sqlite:/run/test/mail/g.db -metrics /run/test/g.prom\"\n", "", []string{
+				"C:3: filter grey: /run/test: opensmtpd may not write there",
+			}},
+			{"no FCrDNS", well + "listen on 192.0.2.26\nlisten on 2001:db8::26\nlisten on 10.0.0.1\n", "", []string{
+				"address 192.0.2.26: its name mx.example.org does not resolve to it", "address 2001:db8::26: it has no name",
+			}},
+			{"two filters of one name", well, "PATH=/run/test/a:/run/test/b:$PATH ", []string{
+				"/run/test/a/filter-dyndns: there is another, /run/test/b/filter-dyndns",
+			}},
+			{"another of our name", well, "PATH=/run/test/b:$PATH ", []string{"/run/test/b/filter-dyndns: is another program of this name, not ours"}},
+			{"few descriptors", well, "ulimit -n 64; ", []string{"descriptors of who asks: at most 64 descriptors"}},
+			{"a wrong flag", well + "filter \"grey\" proc-exec \"/run/test/filter-greylist -nosuch\"\n", "", []string{"C:3: filter grey: filter-greylist: -nosuch: no such flag; see filterctl check"}},
+			{"a list that is gone", strings.Replace(well, "bl.spamcop.net", "gone.spamhaus.example", 1), "", []string{"C:1: filter dnsbl: gone.spamhaus.example: "}},
+		} {
+			if err := s.WriteFile("d.conf", tt.conf); err != nil {
+				t.Fatal(err)
+			}
+			out, err := s.Run(tt.before + "./filterctl doctor -f /run/test/d.conf")
+			var bad []string
+			for line := range strings.Lines(out) {
+				line, ok := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "BAD  ")
+				if ok && !strings.HasPrefix(line, "clock: ") { // of this machine
+					bad = append(bad, strings.ReplaceAll(line, "/run/test/d.conf", "C"))
+				}
+			}
+			if !slices.EqualFunc(bad, tt.bad, strings.HasPrefix) {
+				t.Errorf("%s: finds %q, want %q\n%s", tt.name, bad, tt.bad, out)
+			}
+			if len(bad) > 0 && err == nil {
+				t.Errorf("%s: status 0", tt.name)
+			}
+		}
 	})
 }

@@ -31,10 +31,12 @@ var (
 )
 
 // What a message waits for the store before it passes: more while the program
-// begins, and the records may have to be opened, or made.
+// begins, and the records may have to be opened, or made. A store on a server
+// decides by itself before that.
 const (
-	storeTimeout = 200 * time.Millisecond
-	openTimeout  = 5 * time.Second
+	storeTimeout  = 200 * time.Millisecond
+	openTimeout   = 5 * time.Second
+	serverTimeout = 5 * time.Second
 )
 
 // trapTime is how long a client is refused that has written to a trap.
@@ -211,6 +213,9 @@ func ask[T any](c *check, s *filter.Session[state], work func(context.Context) (
 
 // storeTime is what the store has for an answer.
 func (c *check) storeTime() time.Duration {
+	if c.server != nil {
+		return serverTimeout
+	}
 	if c.opened.Load() {
 		return storeTimeout
 	}

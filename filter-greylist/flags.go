@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"strings"
@@ -9,6 +10,7 @@ import (
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/greylist/redis"
 	"opensmtpd-filters/pkg/program"
 )
 
@@ -21,7 +23,8 @@ type flags struct {
 	onlyFiles, trapFiles                                     cli.Strings
 
 	reply    cli.Reply
-	database string // file of the store, empty if there is none
+	database string          // file of the store, empty if there is none
+	server   *redis.Location // of the store, nil if there is none
 }
 
 func newFlags(p *program.Program) *flags {
@@ -31,9 +34,9 @@ func newFlags(p *program.Program) *flags {
 		whiteExp: cli.Duration{Value: 36 * 24 * time.Hour, Min: time.Hour, Max: 3650 * 24 * time.Hour},
 		pairSpan: cli.Duration{Value: 15 * time.Minute, Min: time.Second, Max: 24 * time.Hour},
 	}
-	p.StringVar(&f.url, "store", "sqlite:"+cli.StateDir("filter-greylist")+"/greylist.db", "keep records at `URL`: sqlite:PATH, or memory: for none that a restart outlives")
-	p.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there)")
-	p.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log")
+	p.StringVar(&f.url, "store", "sqlite:"+cli.StateDir("filter-greylist")+"/greylist.db", "keep records at `URL`: sqlite:PATH, redis://HOST for all hosts that use it, or memory: for none that a restart outlives")
+	p.StringVar(&f.keyFile, "keyFile", "", "make keys of records with the secret of `FILE` (default: PATH.key beside the database, made if it is not there; with a server it has to be given)")
+	p.BoolVar(&f.storeAddresses, "storeAddresses", true, "store addresses in clear beside the keys, for list, stats and the log; with a server not, unless it is said")
 	p.Var(&f.passTime, "passTime", "accept a retry from the age of `TIME` on")
 	p.Var(&f.greyExp, "greyExp", "count a retry as a first attempt after `TIME`")
 	p.Var(&f.whiteExp, "whiteExp", "forget who has passed after `TIME` without mail")
@@ -91,6 +94,14 @@ func (f *flags) check(p *program.Program) error {
 	if err := f.parseStore(p.Operator && !p.CheckOnly); err != nil {
 		bad("-store %s: %w", cli.Clean(f.url), err)
 	}
+	if f.server != nil {
+		if f.keyFile == "" {
+			bad("-store %s: needs -keyFile, the same on all hosts (\"openssl rand -hex 32\" makes a key)", f.server)
+		}
+		given := false
+		p.Visit(func(fl *flag.Flag) { given = given || fl.Name == "storeAddresses" })
+		f.storeAddresses = f.storeAddresses && given // they are others' too
+	}
 	return errors.Join(errs...)
 }
 
@@ -106,8 +117,16 @@ func (f *flags) parseStore(command bool) error {
 			return errors.New("not a file")
 		}
 		f.database = path
+	case strings.HasPrefix(kind, "redis"):
+		var err error
+		if f.server, err = redis.ParseURL(f.url); err != nil {
+			f.url = kind + "://..." // what cannot be read may have a password
+			return err
+		}
+		f.url = f.server.String()
+		return f.server.Check()
 	default:
-		return errors.New("neither sqlite:PATH nor \"memory:\"")
+		return errors.New("want sqlite:PATH, redis://HOST or \"memory:\"")
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/greylist/redis"
 	"opensmtpd-filters/pkg/greylist/sqlite"
 	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/program"
@@ -68,44 +69,66 @@ func (c *check) keyPath() string {
 // the rights of who runs it. With -n no file is made.
 func (c *check) openStore() error {
 	c.begun = time.Now()
-	if c.CheckOnly || c.database == "" {
+	policy := c.policy()
+	switch {
+	case c.CheckOnly || c.database == "" && c.server == nil:
 		c.store = greylist.NewMemory(c.maxGrey)
-	} else {
-		c.imports = openImports(c.Words())
-		if c.command() == "list" {
-			entries, err := c.lists()
-			c.entries = func() ([]listEntry, error) { return entries, err }
-		}
+	case c.server != nil:
 		var err error
-		c.restore, err = guard.BecomeOwner(c.database)
-		if err != nil && c.Operator {
+		c.store, err = redis.Open(redis.Options{
+			Location: c.server, Policy: policy, MaxGrey: c.maxGrey, Secret: c.secret, Operator: c.Operator, Log: c.Log, Metrics: c.Metrics,
+		})
+		if err != nil {
 			return err
 		}
-		if err != nil {
-			c.Log.Warn("running as root", "err", err)
-		}
-		log := c.Log
-		if c.Operator && !c.Verbose {
-			log = nil // the command says what is wrong
-		}
-		c.store = sqlite.Open(sqlite.Options{Path: c.database, MaxGrey: c.maxGrey, Existing: c.Operator, Log: log})
-		if c.secret == nil {
-			c.secret = (&greylist.KeyFile{Path: c.keyPath(), Create: !c.Operator}).Secret
+	default:
+		if err := c.openDatabase(); err != nil {
+			return err
 		}
 	}
+	c.greylist = greylist.New(greylist.Options{
+		Policy: policy, Clear: c.storeAddresses, Metrics: c.Metrics, Store: c.store, Secret: c.secret,
+	})
+	return nil
+}
+
+// openDatabase opens records in a file.
+func (c *check) openDatabase() error {
+	c.imports = openImports(c.Words())
+	if c.command() == "list" {
+		entries, err := c.lists()
+		c.entries = func() ([]listEntry, error) { return entries, err }
+	}
+	var err error
+	c.restore, err = guard.BecomeOwner(c.database)
+	if err != nil && c.Operator {
+		return err
+	}
+	if err != nil {
+		c.Log.Warn("running as root", "err", err)
+	}
+	log := c.Log
+	if c.Operator && !c.Verbose {
+		log = nil // the command says what is wrong
+	}
+	c.store = sqlite.Open(sqlite.Options{Path: c.database, MaxGrey: c.maxGrey, Existing: c.Operator, Log: log})
+	if c.secret == nil {
+		c.secret = (&greylist.KeyFile{Path: c.keyPath(), Create: !c.Operator}).Secret
+	}
+	return nil
+}
+
+// policy is what the flags say of decisions.
+func (c *check) policy() greylist.Policy {
 	tries := c.pairTries
 	if tries == 0 {
 		tries = -1
 	}
-	c.greylist = greylist.New(greylist.Options{
-		Policy: greylist.Policy{
-			PassTime: c.passTime.Value, GreyExp: c.greyExp.Value, WhiteExp: c.whiteExp.Value, TrapTime: trapTime,
-			Mask4: c.mask4, Mask6: c.mask6, MaxPerClient: c.maxPerClient, All: c.who == "all",
-			PairTries: tries, PairNets: c.pairNets, PairSpan: c.pairSpan.Value,
-		},
-		Clear: c.storeAddresses, Metrics: c.Metrics, Store: c.store, Secret: c.secret,
-	})
-	return nil
+	return greylist.Policy{
+		PassTime: c.passTime.Value, GreyExp: c.greyExp.Value, WhiteExp: c.whiteExp.Value, TrapTime: trapTime,
+		Mask4: c.mask4, Mask6: c.mask6, MaxPerClient: c.maxPerClient, All: c.who == "all",
+		PairTries: tries, PairNets: c.pairNets, PairSpan: c.pairSpan.Value,
+	}
 }
 
 // Close ends what was begun when the program was made.

@@ -21,7 +21,7 @@ func TestClockPutRight(t *testing.T) {
 // The first messages wait until the records are open: a server that begins with
 // a slow disk, or with a file that is set aside, lets no spam in meanwhile.
 func TestStoreTime(t *testing.T) {
-	c := &check{begun: time.Now().Add(-time.Hour)}
+	c := &check{flags: &flags{}, begun: time.Now().Add(-time.Hour)}
 	if got := c.storeTime(); got != storeTimeout {
 		t.Errorf("records that are not open after an hour have %v", got)
 	}

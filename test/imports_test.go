@@ -43,7 +43,7 @@ func importRules() map[string][]string {
 		"pkg/senderscore":     check,
 		"pkg/greylist":        check,
 		"pkg/greylist/sqlite": store,
-		"pkg/greylist/redis":  store,
+		"pkg/greylist/redis":  append(store, "pkg/metrics"),
 		"pkg/program": {
 			"pkg/cli", "pkg/exempt", "pkg/filter", "pkg/guard", "pkg/ipset", "pkg/listfile", "pkg/metrics",
 			"pkg/proto", "pkg/reload", "pkg/resolve", "pkg/sandbox", "pkg/spf",

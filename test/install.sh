@@ -18,14 +18,15 @@ set -eu
 # msmtp        a client that does not try again by itself
 # lib...       for postfix, a client that does; see below
 # prometheus   promtool, and node_exporter, which read metrics; see below
+# redis-server holds one greylist for several hosts; so does valkey-server, of Debian 13
 # postgrey     the greylisting of Postfix
 # faketime     gives it the clock of the simulation
 # gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
-all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp redis-server libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
-bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev" ;;
+bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev redis-server" ;;
 *)
 	echo "usage: install.sh [demo|bench]" >&2
 	exit 1
@@ -38,6 +39,7 @@ suites="trixie forky"
 postfix=$cache/postfix
 prometheus=$cache/prometheus
 senderscore=$cache/senderscore
+valkey=usr/bin/valkey-server # in the root of Debian 13
 
 die() {
 	echo "install.sh: $*" >&2
@@ -67,6 +69,7 @@ need=$(missing | tr '\n' ' ')
 	[ -d $cache/$d ] || need="$need$cache/$d "
 done
 [ $what != bench ] || [ -d $senderscore ] || need="$need$senderscore "
+[ $what != all ] || [ -e $cache/trixie/$valkey ] || need="$need$cache/trixie/$valkey "
 [ -n "$need" ] || exit 0
 [ "$(id -u)" = 0 ] || die "not root; missing: $need"
 
@@ -149,3 +152,16 @@ for suite in $suites; do
 	rm -rf $root.part/var/cache/apt/archives/*.deb $root.part/var/lib/apt/lists/*
 	mv $root.part $root
 done
+
+# It is not started: nothing of a root is. The root has no names of its own.
+root=$cache/trixie
+if [ ! -e $root/$valkey ]; then
+	printf '#!/bin/sh\nexit 101\n' >$root/usr/sbin/policy-rc.d
+	chmod 755 $root/usr/sbin/policy-rc.d
+	run unshare --mount sh -ec "mount --bind /etc/resolv.conf $root/etc/resolv.conf
+		mount --bind /etc/hosts $root/etc/hosts
+		chroot $root apt-get update
+		chroot $root apt-get install -y --no-install-recommends valkey-server
+		chroot $root apt-get clean"
+	rm -rf $root/var/lib/apt/lists/* $root/usr/sbin/policy-rc.d
+fi

@@ -16,6 +16,7 @@ type Memory struct {
 	mu       sync.Mutex
 	maxGrey  int
 	records  [shards]map[Key]kept
+	count    int                 // records
 	grey     int                 // records that are grey
 	groups   map[string]*group   // with their grey records
 	heaviest groupHeap           // the same
@@ -149,11 +150,13 @@ func (m *Memory) put(k Key, r Record) {
 			now.place = m.join(k, r)
 		}
 	}
+	before := len(m.records[k[0]])
 	if r.State == Absent {
 		delete(m.records[k[0]], k)
 	} else {
 		m.records[k[0]][k] = now
 	}
+	m.count += len(m.records[k[0]]) - before
 	if now.place != nil && k.Kind().Most() == 0 {
 		heap.Fix(&m.heaviest, m.groups[Entry{k, r}.Group()].index)
 	}
@@ -213,6 +216,13 @@ func (m *Memory) Get(ctx context.Context, keys []Key) ([]Record, error) {
 		recs[i] = m.records[k[0]][k].Record
 	}
 	return recs, ctx.Err()
+}
+
+// Len returns the number of records.
+func (m *Memory) Len() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.count
 }
 
 // All is part of Store.

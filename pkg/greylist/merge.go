@@ -18,8 +18,9 @@ func (p Policy) Life(k Key, r Record) time.Duration {
 // Merge makes one record of two that two hosts have made under one key, each
 // without the other: the earliest first attempt, the latest use, a pass rather
 // than what waits, and the greater number of attempts. What has expired at now, in
-// milliseconds since the epoch, is no record. Merged in any order, and any number
-// of times, records make the same one. An attempt that only one of them has
+// milliseconds since the epoch, is no record, and of what a host makes as a whole,
+// as the networks of a provider, the newer is right. Merged in any order, and any
+// number of times, records make the same one. An attempt that only one of them has
 // counted may be missing: then one more is waited for.
 func (p Policy) Merge(k Key, now int64, a, b Record) Record {
 	p = p.withDefaults()
@@ -46,6 +47,11 @@ func (p Policy) Merge(k Key, now int64, a, b Record) Record {
 			later = b
 		}
 		m.First, m.Tries = later.First, later.Tries
+	case KindProvider:
+		if newest(a, b) < 0 {
+			return b
+		}
+		return a
 	case KindPair:
 		m.Nets = uniteNets(a.Nets, b.Nets)
 		m.Tries = max(m.Tries, len(m.Nets)/netLen)
@@ -54,6 +60,13 @@ func (p Policy) Merge(k Key, now int64, a, b Record) Record {
 		m.Nets, m.Net = "", ""
 	}
 	return m
+}
+
+// newest compares records of which the newer is right as a whole.
+func newest(a, b Record) int {
+	return cmp.Or(cmp.Compare(a.Last, b.Last), cmp.Compare(a.First, b.First), cmp.Compare(a.State, b.State), cmp.Compare(a.Tries, b.Tries),
+		cmp.Compare(a.Nets, b.Nets), cmp.Compare(a.Net, b.Net), cmp.Compare(a.Origin, b.Origin), cmp.Compare(a.Sender, b.Sender),
+		cmp.Compare(a.Rcpt, b.Rcpt), cmp.Compare(a.Client, b.Client))
 }
 
 // uniteNets returns the networks of two pairs, those that come first if they are

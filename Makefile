@@ -69,7 +69,7 @@ lint: man
 
 # The manual pages, checked. Which others are installed here does not matter.
 man:
-	@out=`mandoc -T lint filter*/*.8 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'`; \
+	@out=`mandoc -T lint filter*/*.8 man/*.7 2>&1 | grep -v -e 'referenced manual not found' -e 'outdated mandoc.db'`; \
 		[ -z "$$out" ] || { echo "$$out"; exit 1; }
 
 # Every system, of our own packages those that the filters are made of.
@@ -83,10 +83,11 @@ cross:
 	done; done
 
 install: all
-	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${SBINDIR} ${DESTDIR}${MANDIR}/man8
+	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${SBINDIR} ${DESTDIR}${MANDIR}/man7 ${DESTDIR}${MANDIR}/man8
 	for f in ${FILTERS}; do install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f || exit 1; done
 	install -m 755 bin/filterctl ${DESTDIR}${SBINDIR}/filterctl
 	for f in ${PROGRAMS}; do install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; done
+	install -m 644 man/opensmtpd-filters.7 ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7
 	-for f in filter-greylist filter-senderscore; do \
 		install -d -m 750 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/$$f || exit 1; \
 	done
@@ -95,6 +96,7 @@ uninstall:
 	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f; done
 	rm -f ${DESTDIR}${SBINDIR}/filterctl
 	for f in ${PROGRAMS}; do rm -f ${DESTDIR}${MANDIR}/man8/$$f.8; done
+	rm -f ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7
 
 clean:
 	rm -rf bin

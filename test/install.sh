@@ -12,7 +12,7 @@ set -eu
 # iproute2     ip(8), to make every source address local in the tests' own network
 # debootstrap  fetches roots of later Debians: 13 (trixie) for smtpd 7.6, protocol 0.7,
 #              TLS and AUTH; 14 (forky) for smtpd 7.9
-# mandoc       checks the manual pages
+# mandoc       checks the manual pages, groff-base shows them as Debian does
 # rbldnsd      serves DNS lists, as those who run them do
 # nsd          serves one with a wildcard, unbound and dnsmasq stand between
 # msmtp        a client that does not try again by itself
@@ -24,7 +24,7 @@ set -eu
 # gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
-all) packages="opensmtpd iproute2 debootstrap mandoc rbldnsd nsd unbound dnsmasq-base msmtp redis-server libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+all) packages="opensmtpd iproute2 debootstrap mandoc groff-base rbldnsd nsd unbound dnsmasq-base msmtp redis-server libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
 bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev redis-server" ;;
 *)

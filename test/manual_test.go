@@ -93,8 +93,16 @@ func TestManualExamples(t *testing.T) {
 			examples = append(examples, regexp.MustCompile(`(?m)^    `).ReplaceAllString(block, ""))
 		}
 	}
-	for _, filter := range append(filters(), "filterctl") {
-		for _, m := range regexp.MustCompile(`(?s)\.Bd -literal[^\n]*\n(.*?)\.Ed`).FindAllStringSubmatch(page(t, filter), -1) {
+	overview, err := os.ReadFile("../man/opensmtpd-filters.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages := []string{string(overview)}
+	for _, program := range append(filters(), "filterctl") {
+		pages = append(pages, page(t, program))
+	}
+	for _, page := range pages {
+		for _, m := range regexp.MustCompile(`(?s)\.Bd -literal[^\n]*\n(.*?)\.Ed`).FindAllStringSubmatch(page, -1) {
 			examples = append(examples, strings.NewReplacer(`\e`, `\`, `\&`, "").Replace(m[1]))
 		}
 	}
@@ -116,4 +124,67 @@ func TestManualExamples(t *testing.T) {
 			t.Errorf("only %d examples found", n)
 		}
 	})
+}
+
+// Every page is whole in both formatters: the last of its words are there, and no
+// section is lost on the way.
+func TestManualWhole(t *testing.T) {
+	pages, _ := filepath.Glob("../filter*/*.8")
+	overviews, _ := filepath.Glob("../man/*.7")
+	for _, command := range [][]string{{"mandoc", "-T", "ascii"}, {"groff", "-mandoc", "-T", "ascii", "-P", "-cbou"}} {
+		t.Run(command[0], func(t *testing.T) {
+			if _, err := exec.LookPath(command[0]); err != nil {
+				if os.Getenv("CI") != "" {
+					t.Fatal(err)
+				}
+				t.Skip(command[0] + " is not installed: run test/install.sh")
+			}
+			for _, path := range append(pages, overviews...) {
+				isWhole(t, path, command)
+			}
+		})
+	}
+}
+
+func isWhole(t *testing.T, path string, command []string) {
+	t.Helper()
+	source, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command(command[0], append(command[1:], path)...).Output()
+	if err != nil {
+		t.Fatalf("%s: %v", path, err)
+	}
+	text := regexp.MustCompile(".\b").ReplaceAllString(string(out), "") // bold
+	text = strings.Join(strings.Fields(text), " ")
+	for _, m := range regexp.MustCompile(`(?m)^\.S[hs] (.*)$`).FindAllStringSubmatch(string(source), -1) {
+		if !strings.Contains(text, m[1]+" ") {
+			t.Errorf("%s: no section %s", path, m[1])
+		}
+	}
+	words := strings.Fields(string(source))
+	if last := words[len(words)-1]; !strings.Contains(text[len(text)*9/10:], last) {
+		t.Errorf("%s: the end, %q, is not there", path, last)
+	}
+}
+
+// The overview speaks of no flag that its program does not have.
+func TestManualOverviewFlags(t *testing.T) {
+	text, err := os.ReadFile("../man/opensmtpd-filters.7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]bool{}
+	for _, filter := range filters() {
+		for _, f := range shownFlags(t, filter) {
+			all[f] = true
+		}
+	}
+	// Options of others begin with - or are of one letter.
+	for _, m := range regexp.MustCompile(`(?m)(?:^\.| )(?:It )?Fl ([a-z]\w+)`).FindAllStringSubmatch(string(text), -1) {
+		if !all[m[1]] {
+			t.Errorf("no filter has -%s", m[1])
+		}
+	}
 }

@@ -165,16 +165,16 @@ func TestGreylistFullDisk(t *testing.T) {
 		s := startGreylist(t, c)
 		var from strangers
 		s.works(&from)
-		s.eventually("the filter says so", func() bool {
+		// It goes on in what room the files have, as long as that can be used again;
+		// which of the two happens is a matter of how large the journal was.
+		for range 50 {
 			fill(t, s.Path("state/ballast"))
 			s.answered(&from)
-			return strings.Contains(s.Log(), "greylist database not usable")
-		})
-		for range 5 {
-			s.answered(&from) // what is freed meanwhile may be enough for some
 		}
-		s.wantLog("greylist database not usable", "full")
-		s.wantLog("filter=greylist", "action=proceed", "reason=store")
+		if strings.Contains(s.Log(), "greylist database not usable") {
+			s.wantLog("greylist database not usable", "full")
+			s.wantLog("filter=greylist", "action=proceed", "reason=store")
+		}
 		remove(t, s.Path("state/ballast"))
 		s.works(&from)
 
@@ -187,6 +187,8 @@ func TestGreylistFullDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		s.passes(5, &from)
+		s.wantLog("greylist database not usable", "full")
+		s.wantLog("filter=greylist", "action=proceed", "reason=store")
 		remove(t, s.Path("state/ballast"))
 		s.works(&from)
 	})

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"runtime"
 	"runtime/debug"
 	"sync/atomic"
 	"time"
@@ -85,10 +84,8 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 }
 
 // tune is for a store in a file, with which little is kept in memory: then it
-// pays to collect garbage less often. System calls of the store, and the one in
-// which smtpd is waited for, each hold a processor of Go's for a while.
+// pays to collect garbage less often.
 func tune() {
 	debug.SetGCPercent(400)
 	debug.SetMemoryLimit(128 << 20)
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0) + 2)
 }

@@ -17,7 +17,9 @@ var unguarded = []string{
 	"pkg/guard/guard.go", // that is where it is done
 	"pkg/cli/log.go",     // writes the log, in which a panic would be said
 	"pkg/filter/future.go",
-	"pkg/filter/loop.go",
+	"pkg/filter/engine.go",
+	"pkg/filter/machine.go",
+	"pkg/filter/watch.go",
 	"pkg/resolve/pool.go", // context.AfterFunc closes a connection
 }
 

@@ -2,30 +2,26 @@ package filter
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"net/netip"
-	"path/filepath"
-	"runtime"
-	"strings"
 	"sync"
-	"time"
 
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/proto"
 )
 
-// core is what the loop shares with other goroutines.
+// core is what the engine shares with those who are not inside.
 type core struct {
-	ctx context.Context
-	log *slog.Logger
+	ctx        context.Context
+	log        *slog.Logger
+	complaints guard.Complaints
+	count      counters
+	lead       func() // that of the engine
 
 	mu      sync.Mutex
 	works   int                  // under way, some past their time
 	clients map[netip.Prefix]int // of them for transactions, by client
-	said    map[string]*said
-
-	count counters
 }
 
 // What is counted.
@@ -90,7 +86,7 @@ func clientOf(addr netip.Addr) netip.Prefix {
 func (c *core) enter(client netip.Prefix) bool {
 	if !c.admit(client) {
 		c.count.busy.Inc()
-		c.complain("too much work under way", "client", client)
+		c.complaints.Warn("too much work under way", "client", client)
 		return false
 	}
 	return true
@@ -119,58 +115,4 @@ func (c *core) leave(client netip.Prefix) {
 	} else {
 		delete(c.clients, client)
 	}
-}
-
-// panicked logs a panic that has been recovered, and where it came from.
-func (c *core) panicked(id string, p any) {
-	c.count.panics.Inc()
-	c.log.Error(id, "panic", fmt.Sprint(p), "stack", frames())
-}
-
-// frames returns the functions between a panic and the loop, innermost first,
-// short enough for one line of log.
-func frames() string {
-	var pcs [64]uintptr
-	next := runtime.CallersFrames(pcs[:runtime.Callers(1, pcs[:])])
-	var list []string
-	below := false // past runtime.gopanic
-	for {
-		f, more := next.Next()
-		if below && !strings.HasPrefix(f.Function, "runtime.") {
-			name := f.Function[strings.LastIndexByte(f.Function, '/')+1:]
-			list = append(list, fmt.Sprintf("%s %s:%d", name, filepath.Base(f.File), f.Line))
-		}
-		below = below || f.Function == "runtime.gopanic"
-		if !more || len(list) == 6 {
-			return strings.Join(list, ", ")
-		}
-	}
-}
-
-// said is what has been kept back of one kind of complaint.
-type said struct {
-	next time.Time
-	kept int
-}
-
-// complain logs what is wrong with the input, each text at most once a minute.
-func (c *core) complain(text string, args ...any) {
-	c.mu.Lock()
-	now := time.Now()
-	s := c.said[text]
-	if s == nil {
-		s = &said{}
-		c.said[text] = s
-	}
-	if now.Before(s.next) {
-		s.kept++
-		c.mu.Unlock()
-		return
-	}
-	if s.kept > 0 {
-		args = append(args, "more", s.kept)
-	}
-	*s = said{next: now.Add(time.Minute)}
-	c.mu.Unlock()
-	c.log.Warn(text, args...)
 }

@@ -15,7 +15,8 @@
 //
 // What smtpd tells of a connection is in its [Session], beside the program's own
 // state of it. A handler runs while no other does, needs no lock, and must not
-// wait. What waits, a look-up in the DNS or a database, is started with [Go],
+// wait: it runs in whatever goroutine has something for it, the one that reads from
+// smtpd, or that of work that is done. What waits, a look-up in the DNS or a database, is started with [Go],
 // best as soon as the client connects, and awaited with [Await] where its
 // result is needed:
 //
@@ -39,5 +40,6 @@
 // one message, a sender say, is started with [GoTx]: a client may name senders
 // without end, and take each of them back. What is only waited for is a [Promise].
 //
-// The protocol is described in smtpd-filters(7); package proto knows its lines.
+// How this works inside is told in HACKING.md, and at the top of engine.go. The
+// protocol is described in smtpd-filters(7); package proto knows its lines.
 package filter

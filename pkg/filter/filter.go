@@ -67,8 +67,8 @@ type Options struct {
 //
 // A handler runs while no other does, so it needs no lock and must not wait:
 // work that waits is started with Go, and its result awaited with Await.
-// (A handler that does not return is left behind after a second, and its
-// session is let pass.)
+// (A handler that does not return is left behind after one to two seconds, and its
+// session is let pass; till then all others wait.)
 type Filter[S any] struct {
 	opt        Options
 	onSession  func(*Session[S])
@@ -154,6 +154,7 @@ func (f *Filter[S]) Serve(in io.Reader, out io.Writer) int {
 	signal.Ignore(syscall.SIGPIPE)
 	// SIGHUP is for those who read files again. Nobody may be there to notice.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP)
+	in, out = unblocked(in, out)
 	if err := f.Run(ctx, in, out); err != nil {
 		f.opt.Log.Error(err.Error())
 		return 1
@@ -164,8 +165,14 @@ func (f *Filter[S]) Serve(in io.Reader, out io.Writer) int {
 // Run speaks with smtpd until in ends, out is broken or ctx is done; then it
 // answers what it has read, for at most a second, and returns nil. It returns
 // an error only if the filter is Strict.
+//
+// All is written when Run returns, but for one case: ctx is done, and a write to
+// out does not end within ten seconds, nor when a deadline is set, if out has
+// SetWriteDeadline. Then that write goes on, and is the last. A read of in may go
+// on too. While out does not take what is written nothing is read either, the
+// end of in included.
 func (f *Filter[S]) Run(ctx context.Context, in io.Reader, out io.Writer) error {
-	return newLoop(ctx, f).run(in, out)
+	return newEngine(ctx, f, out).run(in)
 }
 
 // reports returns the events to register.

@@ -633,7 +633,7 @@ func TestStuckHandler(t *testing.T) {
 		play(t, f, func(p *peer) {
 			block = make(chan struct{})
 			p.send(connect(1), connect(2))
-			p.send(what.ask+"\n"+ask(2, MailFrom, "b"), ask(1, proto.DataLine, "."))
+			p.send(what.ask + "\n" + ask(2, MailFrom, "b") + "\n" + ask(1, proto.DataLine, "."))
 			time.Sleep(2100 * time.Millisecond)
 			p.want(result(2, MailFrom, "reject|550 no"))
 			p.said(session(1), "handler does not return")

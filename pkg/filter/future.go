@@ -3,10 +3,11 @@ package filter
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net/netip"
 	"sync"
 	"time"
+
+	"opensmtpd-filters/pkg/guard"
 )
 
 // ErrBusy is the error of a future whose work was not started, because too much
@@ -28,7 +29,7 @@ type Future[T any] struct {
 	done  bool
 	value T
 	err   error
-	wake  []func()
+	wake  []func() (lead func())
 }
 
 // Go starts work for a session, in a goroutine of its own, and returns at once.
@@ -66,7 +67,11 @@ func GoOn[T, S any](s *Session[S], timeout time.Duration, work func(context.Cont
 // any goroutine, but by a handler only before the future is awaited.
 func Promise[T any]() (f *Future[T], done func(T)) {
 	f = &Future[T]{}
-	return f, func(v T) { f.resolve(v, nil) }
+	return f, func(v T) {
+		if lead := f.resolve(v, nil); lead != nil {
+			go lead() // whoever calls may hold a lock
+		}
+	}
 }
 
 func begin[T, S any](s *Session[S], l *life, client netip.Prefix, timeout time.Duration, work func(context.Context) T) *Future[T] {
@@ -80,15 +85,23 @@ func begin[T, S any](s *Session[S], l *life, client netip.Prefix, timeout time.D
 	bound := l.context(c.ctx)
 	ctx, cancel := context.WithTimeout(bound, timeout)
 	// Whichever comes first ends the future; a late result is dropped.
-	late := time.AfterFunc(timeout+lateness, func() { f.resolve(zero, context.DeadlineExceeded) })
-	unbind := context.AfterFunc(bound, func() { f.resolve(zero, context.Canceled) })
+	end := func(v T, err error) {
+		if lead := f.resolve(v, err); lead != nil {
+			lead()
+		}
+	}
+	late := time.AfterFunc(timeout+lateness, func() { end(zero, context.DeadlineExceeded) })
+	unbind := context.AfterFunc(bound, func() { end(zero, context.Canceled) })
+	id := s.ID
 	go func() {
-		defer c.leave(client)
-		defer cancel()
-		v, err := recovered(ctx, s.ID, c, work)
+		var v T
+		err := guard.Call(func() error { v = work(ctx); return nil })
+		c.panicked(id, err)
 		late.Stop()
 		unbind()
-		f.resolve(v, err)
+		cancel()
+		c.leave(client)
+		end(v, err) // it may not return
 	}()
 	return f
 }
@@ -122,35 +135,25 @@ func (l *life) end() {
 	}
 }
 
-func recovered[T any](ctx context.Context, id string, c *core, work func(context.Context) T) (v T, err error) {
-	defer func() {
-		if p := recover(); p != nil {
-			c.panicked(id, p)
-			err = fmt.Errorf("panic: %v", p)
-		}
-	}()
-	return work(ctx), nil
-}
-
-// resolve ends the future, if it has not ended before.
-func (f *Future[T]) resolve(v T, err error) {
+// resolve ends the future, if it has not ended before. If somebody awaits it, the
+// caller is to call lead, or have it called: see engine.lead.
+func (f *Future[T]) resolve(v T, err error) (lead func()) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.done {
-		f.mu.Unlock()
-		return
+		return nil
 	}
 	f.done, f.value, f.err = true, v, err
-	wake := f.wake
-	f.wake = nil
-	f.mu.Unlock()
-	for _, w := range wake {
-		w()
+	for _, wake := range f.wake {
+		lead = wake()
 	}
+	f.wake = nil
+	return lead
 }
 
 // ready reports whether the future is done; if it is not, wake is called when
-// it is.
-func (f *Future[T]) ready(wake func()) bool {
+// it is, and leaves a note.
+func (f *Future[T]) ready(wake func() (lead func())) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !f.done {
@@ -178,6 +181,6 @@ func Await[T any](f *Future[T], then func(T, error) Response) Response {
 
 // later is an answer that cannot be given yet.
 type later struct {
-	ready func(wake func()) bool
+	ready func(wake func() (lead func())) bool
 	then  func() Response
 }

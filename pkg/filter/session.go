@@ -26,7 +26,8 @@ type Session[S any] struct {
 	life    life // of the session
 	txLife  life // of the transaction
 	key     proto.ID
-	micros  int64 // time of the newest line
+	last    uint64 // number of the newest line
+	micros  int64  // its time
 	decided decided
 	asked   string // sender of the last mail-from request
 	other   bool   // smtpd tells of another sender than asked, or has not taken that one
@@ -36,8 +37,8 @@ type Session[S any] struct {
 	state   state
 	req     request
 	until   time.Time // the deadline of req, once it is known not to be answered at once
-	later   *later    // waiting: what for; nil if for the end of a delay
-	answer  Response  // waiting: what is answered after the delay
+	later   *later    // awaiting: what
+	answer  Response  // delayed: what is answered; awaiting: what has been found of it, its delay
 	line    []byte    // stuck: the data line that is being handled
 	gen     uint32    // counts waits, so that a note of an earlier one is known
 	timer   *time.Timer
@@ -60,16 +61,6 @@ func (s *Session[S]) Unix() bool { return !s.Src.IsValid() }
 // instead of time.Now wherever a decision depends on it: then a recorded stream
 // gives the same decisions again.
 func (s *Session[S]) Time() time.Time { return time.UnixMicro(s.micros) }
-
-// state says who may touch a session.
-type state uint8
-
-const (
-	idle    state = iota
-	waiting       // for a future, or for the end of a delay
-	stuck         // a handler has not returned
-	lost          // a handler did not return in time: no handler is called any more
-)
 
 // request is the request being answered.
 type request struct {

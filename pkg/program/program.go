@@ -28,6 +28,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -361,6 +362,16 @@ func (p *Program) Mask(f func(string) string) {
 // hang, and smtpd does not wait.
 const endTime = 2 * time.Second
 
+// frugal has the filter use one processor, unless the environment says otherwise. A
+// filter waits nearly always, and what comes is soon done: with more of them each
+// line would wake up threads that find nothing to do, and smtpd wants the others.
+// Goroutines still take turns, and system calls that last hold nobody up.
+func frugal() {
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(1)
+	}
+}
+
 // serve runs the filter under smtpd.
 func (p *Program) serve(check Check) int {
 	for _, w := range p.warnings {
@@ -390,6 +401,7 @@ func (p *Program) serve(check Check) int {
 	for _, t := range p.tasks {
 		beside(t.what, t.run)
 	}
+	frugal()
 	status := f.Serve(p.In, p.out.w)
 	cancel()
 	late := time.After(endTime)

@@ -112,6 +112,100 @@ func printable(s string) string {
 	return string(b)
 }
 
+// maxTurns bounds the handlers called for one answer.
+const maxTurns = 100
+
+// settle brings r to an answer, at once or once what it needs has happened.
+func (e *engine[S]) settle(s *Session[S], r Response) {
+	delay := r.delay
+	for turns := 0; ; turns++ {
+		switch {
+		case r.later != nil:
+			now := time.Now()
+			if s.until.IsZero() {
+				s.until = now.Add(e.opt.Deadline)
+			}
+			if e.hurried || now.After(s.until) || turns > maxTurns {
+				r = Response{}
+				continue
+			}
+			s.gen++
+			n := e.noteOf(s, ready)
+			if !r.later.ready(func() (lead func()) { e.post(n); return e.core.lead }) {
+				s.later, s.answer = r.later, Response{delay: delay}
+				e.wait(s, awaiting, expired, s.until.Sub(now))
+				return
+			}
+			r = e.call(s, r.later.then)
+		case s.req.decide && r.decision == "":
+			s.req.decide = false
+			r = e.decision(s)
+		default:
+			e.delay(s, r, max(delay, r.delay))
+			return
+		}
+		delay = max(delay, r.delay)
+	}
+}
+
+// settleLate is settle for what a handler has not answered in time.
+func (e *engine[S]) settleLate(s *Session[S], r Response) {
+	s.req.decide = s.req.decide && s.state == idle
+	switch s.req.Phase {
+	case 0: // it was no request
+	case proto.DataLine:
+		e.echo(s, s.line)
+		s.line = nil
+	default:
+		e.settle(s, r)
+	}
+}
+
+// decision is what Decide has to say to the request of s.
+func (e *engine[S]) decision(s *Session[S]) Response {
+	p, d := s.req.Phase, &s.decided
+	if p == MailFrom {
+		s.endTx(e.decideAt)
+	}
+	if d.made {
+		if p == Commit && d.answer.decision == proto.Junk {
+			return Proceed() // it is too late
+		}
+		return d.answer
+	}
+	d.made, d.pending = true, true
+	req := s.req.Request
+	return e.call(s, func() Response { return e.decide(s, req) })
+}
+
+// delay answers with r after d, within the bounds.
+func (e *engine[S]) delay(s *Session[S], r Response, d time.Duration) {
+	d = min(d, maxDelaySession-s.delayed)
+	if d <= 0 || e.delayed >= maxDelayed || e.hurried {
+		e.result(s, r)
+		return
+	}
+	s.gen++
+	s.delayed += d
+	e.delayed++
+	s.answer = r
+	e.wait(s, delayed, due, d)
+}
+
+// result writes the answer to the request of s.
+func (e *engine[S]) result(s *Session[S], r Response) {
+	d, param, err := r.fit(s.req.Phase)
+	if err != nil {
+		e.core.log.Error(s.ID, "err", err)
+	}
+	if d == proto.Junk && !s.mark(s.req.Phase) {
+		d = proto.Proceed
+	}
+	s.decided.keep(r)
+	e.put = proto.AppendResult(e.put, s.req.version, s.key, s.req.token, d, param)
+	s.req, s.until = request{}, time.Time{}
+}
+
 // fit turns r into an answer that smtpd survives and that does at phase what r
 // means. The error tells what a handler should not have answered.
 func (r Response) fit(phase proto.Phase) (proto.Decision, string, error) {

@@ -125,6 +125,9 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 	q.Domain(context.Background(), dnsbl.Helo, helo)
 	q.Domain(context.Background(), dnsbl.From, domainOf(from))
 	s.Local.early = nil
+	if res, ok := q.Known(context.Background()); ok {
+		return then(c.verdict(s.Src.Addr(), res))
+	}
 	// The verdict keeps its deadline by itself.
 	verdict := filter.Go(s, c.Timeout.Value+time.Second, q.Verdict)
 	return filter.Await(verdict, func(res dnsbl.Result, err error) filter.Response {

@@ -58,6 +58,9 @@ func (c *check) begin(s *filter.Session[state]) {
 
 func (c *check) judge(s *filter.Session[state], client rdns.Client) *filter.Future[rdns.Finding] {
 	j := c.newJudge()
+	if !j.Asks(client) {
+		return filter.Done(j.Judge(context.Background(), client))
+	}
 	return filter.Go(s, c.Timeout.Value, func(ctx context.Context) rdns.Finding {
 		return j.Judge(ctx, client)
 	})

@@ -180,16 +180,20 @@ func (c *check) decide(s *filter.Session[state], r filter.Request, then func(pro
 		rcpts = []string{""}
 	}
 	return c.withAttempt(s, rcpts, func(a greylist.Attempt, result spf.Result) filter.Response {
-		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
-			return c.greylist.Decide(ctx, a)
-		}, func(d greylist.Decision, err error) filter.Response {
+		decided := func(d greylist.Decision, err error) filter.Response {
 			if err != nil {
 				return then(c.noStore(s, err))
 			}
 			v := c.verdict(s, a, d, result)
 			s.Local.answer = &v
 			return then(v)
-		})
+		}
+		if d, ok := c.greylist.DecideAtHand(a); ok {
+			return decided(d, nil)
+		}
+		return ask(c, s, func(ctx context.Context) (greylist.Decision, error) {
+			return c.greylist.Decide(ctx, a)
+		}, decided)
 	})
 }
 

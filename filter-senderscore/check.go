@@ -121,6 +121,10 @@ func (c *check) begin(s *filter.Session[state]) {
 	case s.Local.found.reason == ipv6:
 		c.sayIPv6.Do(func() { c.Log.Info("IPv6 clients have no sender score, they pass") })
 	case s.Local.found.reason == "" && c.gate.Begin(s):
+		if r, ok := c.scores.Cached(addr); ok {
+			s.Local.lookup = filter.Done(r)
+			return
+		}
 		s.Local.lookup = filter.Go(s, c.Timeout.Value, func(ctx context.Context) senderscore.Result {
 			return c.scores.Lookup(ctx, addr)
 		})

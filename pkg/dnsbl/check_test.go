@@ -312,7 +312,7 @@ func TestVerdicts(t *testing.T) {
 				q.Domain(t.Context(), Helo, tt.helo)
 				q.Domain(t.Context(), From, tt.fr)
 				q.Wait(t.Context())
-				if got := q.Verdict(t.Context()).brief(); got != tt.want {
+				if got := wait(t, q).brief(); got != tt.want {
 					t.Errorf("%s, want %s", got, tt.want)
 				}
 			})
@@ -500,7 +500,7 @@ func TestBounds(t *testing.T) {
 				}
 				f.mu.Unlock()
 				start := time.Now()
-				res := c.Begin(t.Context(), client).Verdict(t.Context())
+				res := wait(t, c.Begin(t.Context(), client))
 				if got := fmt.Sprint(res.Verdict, " ", res.Score); got != tt.verdict || time.Since(start) != tt.took || res.Took != tt.took {
 					t.Errorf("%s after %v, want %s after %v", got, time.Since(start), tt.verdict, tt.took)
 				}
@@ -534,7 +534,7 @@ func TestTwelveLists(t *testing.T) {
 				last = max(last, delays[l.zone])
 			}
 			tested(c)
-			res := c.Begin(t.Context(), addr).Verdict(t.Context())
+			res := wait(t, c.Begin(t.Context(), addr))
 			want, needed := oracle(c.opts, set, delays)
 			if res.Verdict != want || res.Took != needed {
 				t.Fatalf("lists %012b: %v after %v, want %v after %v", set, res.Verdict, res.Took, want, needed)

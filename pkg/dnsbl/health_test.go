@@ -18,7 +18,25 @@ func addr4(a, b, c, d byte) netip.Addr { return netip.AddrFrom4([4]byte{a, b, c,
 
 // verdict is that about an address, asked for at once.
 func verdict(t *testing.T, c *Checker, a netip.Addr) Result {
-	return c.Begin(t.Context(), a).Verdict(t.Context())
+	return wait(t, c.Begin(t.Context(), a))
+}
+
+// wait is Verdict. What is known without a wait, before and after it, is the same.
+func wait(t *testing.T, q *Inquiry) Result {
+	t.Helper()
+	start := time.Now()
+	before, ok := q.Known(t.Context())
+	if time.Since(start) != 0 {
+		t.Errorf("Known took %v", time.Since(start))
+	}
+	res := q.Verdict(t.Context())
+	if ok && (before.brief() != res.brief() || res.Took != 0) {
+		t.Errorf("%s is known, %s the verdict, after %v", before.brief(), res.brief(), res.Took)
+	}
+	if after, ok := q.Known(t.Context()); ok && after.brief() != res.brief() {
+		t.Errorf("%s is known after the verdict, %s", after.brief(), res.brief())
+	}
+	return res
 }
 
 // Before a test has answered a listing counts nothing, and an allow list saves.

@@ -109,6 +109,28 @@ func (q *Inquiry) Verdict(ctx context.Context) Result {
 	return res
 }
 
+// Known returns the verdict if nothing has to be waited for.
+func (q *Inquiry) Known(ctx context.Context) (Result, bool) {
+	start := time.Now()
+	q.again(ctx)
+	if !q.certainNow() || q.tests() != nil {
+		return Result{}, false
+	}
+	res := q.locked(false)
+	if res.Verdict == Block && !q.c.opts.DryRun {
+		return Result{}, false // reasons may be asked for
+	}
+	res.Took = time.Since(start)
+	q.count(res)
+	return res, true
+}
+
+func (q *Inquiry) certainNow() bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.bounds(false).certain
+}
+
 // count counts hits, and those that made the verdict, once for each client.
 func (q *Inquiry) count(res Result) {
 	q.mu.Lock()

@@ -60,6 +60,10 @@ func GoOn[T, S any](s *Session[S], timeout time.Duration, work func(context.Cont
 	return begin(s, nil, netip.Prefix{}, timeout, work)
 }
 
+// Done returns a future that is done, for what is known without waiting: it costs
+// nothing, while Go starts a goroutine and timers.
+func Done[T any](v T) *Future[T] { return &Future[T]{done: true, value: v} }
+
 // Promise returns a future that is done when done is called, the first time. It is
 // for what is waited for and not worked at, such as something that one task of
 // the program sees to for all sessions: it costs no goroutine, does not count for

@@ -130,6 +130,15 @@ func (g *Greylist) hash() (*hasher, error) {
 	return g.hasher, nil
 }
 
+// made is hash, but nil if the key has yet to be read.
+func (g *Greylist) made() *hasher {
+	if !g.mu.TryLock() {
+		return nil
+	}
+	defer g.mu.Unlock()
+	return g.hasher
+}
+
 // A Reason says why an attempt is accepted or refused.
 type Reason string
 
@@ -192,11 +201,7 @@ func (g *Greylist) atOnce(a *Attempt) (Decision, bool) {
 // Decide answers an attempt and stores it. When it returns an error nothing is
 // known, and the message should pass.
 func (g *Greylist) Decide(ctx context.Context, a Attempt) (Decision, error) {
-	if d, ok := g.atOnce(&a); ok {
-		if d.Reason == Vouched {
-			g.remember(&a)
-		}
-		g.tally.add(d)
+	if d, ok := g.exempted(&a); ok {
 		return d, nil
 	}
 	h, err := g.hash()
@@ -213,6 +218,35 @@ func (g *Greylist) Decide(ctx context.Context, a Attempt) (Decision, error) {
 	}
 	g.tally.add(d)
 	return d, nil
+}
+
+// DecideAtHand is Decide for an attempt that waits for nothing: it is accepted
+// without a record, or by one that the store has at hand.
+func (g *Greylist) DecideAtHand(a Attempt) (Decision, bool) {
+	h := g.made()
+	if h == nil {
+		return Decision{}, false
+	}
+	if d, ok := g.exempted(&a); ok || g.cache == nil {
+		return d, ok
+	}
+	d, ok := g.atHand(g.plan(h, &a), a.Time.UnixMilli())
+	if ok {
+		g.tally.add(d)
+	}
+	return d, ok
+}
+
+// exempted is atOnce, and takes note of it.
+func (g *Greylist) exempted(a *Attempt) (Decision, bool) {
+	d, ok := g.atOnce(a)
+	if ok {
+		if d.Reason == Vouched {
+			g.remember(a)
+		}
+		g.tally.add(d)
+	}
+	return d, ok
 }
 
 // update decides by what is stored. The store may call more than once.

@@ -192,7 +192,11 @@ func TestReplay(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			g := New(Options{Policy: tt.policy})
 			for i, s := range tt.steps {
+				quick, ok := g.DecideAtHand(s.attempt())
 				d, err := g.Decide(t.Context(), s.attempt())
+				if ok && quick.String() != d.String() {
+					t.Fatalf("step %d, %+v: %v at hand, %v", i, s, quick, d)
+				}
 				if err != nil || string(d.Reason) != s.want || d.Accept != accepts(d.Reason) {
 					t.Fatalf("step %d, %+v: got %v, %v", i, s, d, err)
 				}

@@ -71,6 +71,12 @@ const cutLength = 64
 // maxNames bounds the names of one address that are looked up.
 const maxNames = 4
 
+// Asks reports whether Judge may ask the DNS about c. If not, it does not wait.
+func (j *Judge) Asks(c Client) bool {
+	name := trim(c.Name)
+	return !c.FCrDNS || name == "" || name == Unknown || c.Helo != "" && j.Helo
+}
+
 // Judge decides about c: bogus names, none, allow list, mismatch, match list,
 // Classify, and then whether the HELO of a flagged client clears it.
 //

@@ -238,3 +238,51 @@ func TestJudgeDeadline(t *testing.T) {
 		}
 	}
 }
+
+// asked notes that something was asked.
+type asked struct {
+	zone
+	yes *bool
+}
+
+func (a asked) PTR(ctx context.Context, addr netip.Addr) ([]string, error) {
+	*a.yes = true
+	return a.zone.PTR(ctx, addr)
+}
+
+func (a asked) A(ctx context.Context, name string) ([]netip.Addr, error) {
+	*a.yes = true
+	return a.zone.A(ctx, name)
+}
+
+func (a asked) AAAA(ctx context.Context, name string) ([]netip.Addr, error) {
+	*a.yes = true
+	return a.zone.AAAA(ctx, name)
+}
+
+// Where Asks says no, the DNS is not asked, whoever the client is.
+func TestAsks(t *testing.T) {
+	never := 0
+	for _, name := range []string{"", ".", Unknown, "localhost", "mail.example.org", "p5ddb3ec9.dip0.t-ipconnect.de", "93.219.62.201", long, strings.Repeat("a.", 31) + "ab"} {
+		for _, helo := range []string{"", "mail.example.org", "pc", "[93.219.62.201]"} {
+			for _, fcrdns := range []bool{false, true} {
+				for bits := range 4 {
+					yes := false
+					j := &Judge{Resolver: asked{zone{}, &yes}, Mismatch: bits&1 != 0, Helo: bits&2 != 0}
+					c := Client{netip.MustParseAddr("93.219.62.201"), name, fcrdns, helo}
+					asks := j.Asks(c)
+					j.Judge(t.Context(), c)
+					if yes && !asks {
+						t.Errorf("%+v, %+v: the DNS was asked", j, c)
+					}
+					if !asks {
+						never++
+					}
+				}
+			}
+		}
+	}
+	if never == 0 {
+		t.Error("the DNS may always be asked")
+	}
+}

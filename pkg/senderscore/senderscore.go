@@ -233,6 +233,20 @@ func (c *Client) Lookup(ctx context.Context, addr netip.Addr) Result {
 	return r
 }
 
+// Cached returns the score of an address if it is known without a query.
+func (c *Client) Cached(addr netip.Addr) (Result, bool) {
+	c.health.Use()
+	c.mu.Lock()
+	e, ok := c.cache.Get(addr.Unmap())
+	c.mu.Unlock()
+	if !ok || !time.Now().Before(e.until) {
+		return Result{}, false
+	}
+	c.hits.Inc()
+	c.results[e.result.Status].Inc()
+	return e.result, true
+}
+
 func (c *Client) lookup(ctx context.Context, addr netip.Addr) Result {
 	c.health.Use()
 	trouble := c.health.Trouble()

@@ -97,7 +97,11 @@ func client(o Options) (*Client, *bytes.Buffer) {
 func look(c *Client, n int) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 	defer cancel()
+	cached, ok := c.Cached(addr(n))
 	r := c.Lookup(ctx, addr(n))
+	if ok && (cached.Status != r.Status || cached.Score != r.Score) {
+		return fmt.Sprintf("%+v cached, %+v found", cached, r)
+	}
 	if r.Status == Known {
 		return fmt.Sprint(r.Score)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -18,6 +19,7 @@ import (
 	"time"
 	"unicode"
 
+	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/listfile"
 )
@@ -35,51 +37,128 @@ type operator struct {
 
 // usages are the arguments of the commands.
 var usages = map[string]string{
-	"list":   "[grey|pass|pair|list] [-json]",
-	"allow":  "KEY...",
-	"delete": "KEY...",
-	"stats":  "[-json]",
-	"export": "",
-	"import": "[FILE...]",
+	"list":      "[grey|pass|pair|list] [WHAT...] [-json]",
+	"allow":     "KEY...",
+	"delete":    "KEY...|WHAT...",
+	"expect":    "DOMAIN|USER@DOMAIN|ADDRESS [-for TIME] [RECIPIENT]",
+	"stats":     "[client|sender|rcpt] [WHAT...] [-since TIME] [-json]",
+	"providers": "[-json]",
+	"export":    "",
+	"import":    "[FILE...]",
 }
 
 func usageError(name string) error {
-	return errors.New("usage: filter-greylist [flags] " + strings.TrimSpace(name+" "+usages[name]))
+	text := "usage: filter-greylist [flags] " + strings.TrimSpace(name+" "+usages[name])
+	if strings.Contains(text, "WHAT") {
+		text += "; WHAT is " + greylist.WhatUsage
+	}
+	return errors.New(text)
+}
+
+// An order is a command with its words.
+type order struct {
+	name  string
+	words []string      // that are neither
+	what  greylist.What // of client=, sender= and rcpt=
+	json  bool
+	since time.Duration // of -since
+	life  time.Duration // of -for
+}
+
+// parseOrder reads a command with its own flags, which may stand anywhere.
+func parseOrder(args []string) (o order, err error) {
+	o.name = args[0]
+	has := func(flag string) bool { return strings.Contains(usages[o.name], flag) }
+	var what []string
+	for rest := args[1:]; len(rest) > 0; rest = rest[1:] {
+		word := rest[0]
+		flag, value, given := strings.Cut(word, "=")
+		flag = strings.Replace(flag, "--", "-", 1)
+		switch {
+		case flag == "-json" && has(flag) && !given:
+			o.json = true
+		case (flag == "-since" || flag == "-for") && has(flag):
+			if !given && len(rest) > 1 {
+				rest = rest[1:]
+				value = rest[0]
+			}
+			d := cli.Duration{Min: time.Second, Max: 3650 * 24 * time.Hour}
+			if err := d.Set(value); err != nil {
+				return o, fmt.Errorf("%s %s %s: %w", o.name, word, clean(value), err)
+			}
+			if flag == "-since" {
+				o.since = d.Value
+			} else {
+				o.life = d.Value
+			}
+		case has("WHAT") && greylist.IsWhat(word) && !(o.name == "delete" && isLoggedKey(word)):
+			what = append(what, word)
+		case len(word) > 1 && word[0] == '-':
+			return o, fmt.Errorf("%s %s: flags come before the command; %w", o.name, clean(word), usageError(o.name))
+		default:
+			o.words = append(o.words, word)
+		}
+	}
+	o.what, err = greylist.ParseWhat(what)
+	o.words = joinLogged(o.words)
+	return o, err
+}
+
+// isLoggedKey reports whether a word is a key as the log has it, not a pattern:
+// addr=ADDRESS, which is a client and not only what it has made.
+func isLoggedKey(word string) bool {
+	return strings.HasPrefix(word, "addr=") && !strings.Contains(word, "*")
+}
+
+// joinLogged makes one key of from=<SENDER> and rcpt=<RECIPIENT> as they stand in a
+// line of the log.
+func joinLogged(words []string) (keys []string) {
+	for _, w := range words {
+		if n := len(keys); n > 0 && strings.HasPrefix(w, "rcpt=") && strings.HasPrefix(keys[n-1], "from=") {
+			keys[n-1] += " " + w
+			continue
+		}
+		keys = append(keys, w)
+	}
+	return keys
 }
 
 // command carries out one command, whose name args begins with.
 func (o *operator) command(ctx context.Context, args []string) error {
-	name, args := args[0], args[1:]
-	asJSON := false
-	if name == "list" || name == "stats" {
-		n := len(args)
-		args = slices.DeleteFunc(slices.Clone(args), func(a string) bool { return a == "-json" || a == "--json" })
-		asJSON = len(args) < n
+	c, err := parseOrder(args)
+	if err != nil {
+		return err
 	}
-	for _, a := range args {
-		if len(a) > 1 && a[0] == '-' {
-			return fmt.Errorf("%s %s: flags come before the command; %w", name, clean(a), usageError(name))
-		}
+	if !c.what.Empty() && !o.clear {
+		return fmt.Errorf("%s: with -storeAddresses=false nothing is known of clients, senders and recipients", c.name)
 	}
-	switch n := len(args); {
-	case name == "list" && n == 1 && args[0] == "list":
-		return o.listFiles(asJSON)
-	case name == "list" && n == 0:
-		return o.list(ctx, "", asJSON)
-	case name == "list" && n == 1 && slices.Contains([]string{"grey", "pass", "pair"}, args[0]):
-		return o.list(ctx, args[0], asJSON)
-	case name == "allow" && n > 0:
-		return o.each(ctx, args, o.allow)
-	case name == "delete" && n > 0:
-		return o.each(ctx, args, o.remove)
-	case name == "stats" && n == 0:
-		return o.stats(ctx, asJSON)
-	case name == "export" && n == 0:
+	first := ""
+	if len(c.words) > 0 {
+		first = c.words[0]
+	}
+	switch n := len(c.words); {
+	case c.name == "list" && n == 1 && first == "list" && c.what.Empty():
+		return o.listFiles(c.json)
+	case c.name == "list" && (n == 0 || n == 1 && slices.Contains([]string{"grey", "pass", "pair"}, first)):
+		return o.list(ctx, first, c.what, c.json)
+	case c.name == "allow" && n > 0:
+		return o.each(ctx, c.words, o.allow)
+	case c.name == "delete" && n > 0 && c.what.Empty():
+		return o.each(ctx, c.words, o.remove)
+	case c.name == "delete" && n == 0 && !c.what.Empty():
+		return o.removeWhat(ctx, c.what)
+	case c.name == "expect" && (n == 1 || n == 2):
+		return o.expect(ctx, c.words, c.life)
+	case c.name == "stats" && (n == 0 || n == 1 && slices.Contains([]string{"client", "sender", "rcpt"}, first)):
+		return o.stats(ctx, greylist.StatsQuery{Since: c.since, What: c.what, By: first}, c.json)
+	case c.name == "providers" && n == 0:
+		return o.providers(ctx, c.json)
+	case c.name == "export" && n == 0:
 		return o.greylist.Export(ctx, o.out)
-	case name == "import":
-		return o.load(ctx, args)
+	case c.name == "import":
+		return o.load(ctx, c.words)
 	}
-	return usageError(name)
+	return usageError(c.name)
 }
 
 // A listEntry is a line of a file of allowed clients, senders or recipients.
@@ -147,11 +226,11 @@ func wanted(e greylist.Entry, what string) bool {
 }
 
 // records returns the records that list shows and that have not expired.
-func (o *operator) records(ctx context.Context, what string) iter.Seq2[greylist.Entry, error] {
+func (o *operator) records(ctx context.Context, state string, what greylist.What) iter.Seq2[greylist.Entry, error] {
 	expired := o.greylist.Expired(o.now)
 	return func(yield func(greylist.Entry, error) bool) {
-		for e, err := range o.greylist.All(ctx) {
-			if err == nil && (!wanted(e, what) || expired(e.Key, e.Record)) {
+		for e, err := range o.greylist.Find(ctx, what) {
+			if err == nil && (!wanted(e, state) || expired(e.Key, e.Record)) {
 				continue
 			}
 			if !yield(e, err) {
@@ -161,13 +240,13 @@ func (o *operator) records(ctx context.Context, what string) iter.Seq2[greylist.
 	}
 }
 
-func (o *operator) list(ctx context.Context, what string, asJSON bool) error {
+func (o *operator) list(ctx context.Context, state string, what greylist.What, asJSON bool) error {
 	w := bufio.NewWriter(o.out)
 	var err error
 	if asJSON {
-		err = o.listJSON(ctx, what, w)
+		err = o.listJSON(o.records(ctx, state, what), w)
 	} else {
-		err = o.listTable(ctx, what, w, maxRows)
+		err = o.listTable(o.records(ctx, state, what), w, maxRows)
 	}
 	return errors.Join(err, w.Flush())
 }
@@ -180,6 +259,7 @@ type listedJSON struct {
 	Origin  string    `json:"origin,omitempty"`
 	Sender  string    `json:"sender,omitempty"`
 	Rcpt    string    `json:"rcpt,omitempty"`
+	Client  string    `json:"client,omitempty"`
 	Tries   int       `json:"tries"`
 	First   time.Time `json:"first"`
 	Last    time.Time `json:"last"`
@@ -188,21 +268,21 @@ type listedJSON struct {
 }
 
 // listJSON prints records as they come, however many there are.
-func (o *operator) listJSON(ctx context.Context, what string, w io.Writer) error {
+func (o *operator) listJSON(records iter.Seq2[greylist.Entry, error], w io.Writer) error {
 	enc := json.NewEncoder(w)
-	for e, err := range o.records(ctx, what) {
+	for e, err := range records {
 		if err != nil {
 			return err
 		}
 		r := e.Record
 		passes, expires := o.greylist.Times(o.now, e)
 		if !passes.IsZero() {
-			passes = passes.UTC()
+			passes = passes.UTC().Truncate(time.Second)
 		}
 		if err := enc.Encode(listedJSON{
 			Key: e.Key.String(), Kind: e.Key.Kind().String(), State: r.State.String(),
 			Origin: r.Origin, Sender: r.Sender, Rcpt: r.Rcpt, Tries: r.Tries,
-			First: o.date(r.First).UTC(), Last: o.date(r.Last).UTC(), Passes: passes, Expires: expires.UTC(),
+			Client: r.Client, First: o.seconds(r.First), Last: o.seconds(r.Last), Passes: passes, Expires: expires.UTC().Truncate(time.Second),
 		}); err != nil {
 			return fmt.Errorf("%s: %w", e.Key, err)
 		}
@@ -214,7 +294,7 @@ func (o *operator) listJSON(ctx context.Context, what string, w io.Writer) error
 const maxRows = 100_000
 
 // listTable prints records, those used last first, up to limit of them.
-func (o *operator) listTable(ctx context.Context, what string, w io.Writer, limit int) error {
+func (o *operator) listTable(records iter.Seq2[greylist.Entry, error], w io.Writer, limit int) error {
 	var rows []greylist.Entry
 	more := 0
 	cut := func() {
@@ -227,7 +307,7 @@ func (o *operator) listTable(ctx context.Context, what string, w io.Writer, limi
 		}
 	}
 	var failed error
-	for e, err := range o.records(ctx, what) {
+	for e, err := range records {
 		if err != nil {
 			failed = err
 			break
@@ -268,6 +348,9 @@ func (o *operator) listTable(ctx context.Context, what string, w io.Writer, limi
 func (o *operator) date(ms int64) time.Time {
 	return time.UnixMilli(min(max(ms, 0), o.now.UnixMilli()))
 }
+
+// seconds is the same as JSON has it, in whole seconds.
+func (o *operator) seconds(ms int64) time.Time { return o.date(ms).UTC().Truncate(time.Second) }
 
 // stamp returns a local time as syslogd writes it, or a day far away.
 func (o *operator) stamp(t time.Time) string {
@@ -313,7 +396,11 @@ func (o *operator) each(ctx context.Context, keys []string, do func(ctx context.
 }
 
 func (o *operator) allow(ctx context.Context, key string) (string, error) {
-	return "allowed", o.greylist.Allow(ctx, o.now, key)
+	note, err := o.greylist.Allow(ctx, o.now, key)
+	if note != "" {
+		return "allowed, " + note, err
+	}
+	return "allowed", err
 }
 
 func (o *operator) remove(ctx context.Context, key string) (string, error) {
@@ -325,6 +412,100 @@ func (o *operator) remove(ctx context.Context, key string) (string, error) {
 		return "", errors.New("no such record")
 	}
 	return "deleted " + count(n), nil
+}
+
+func (o *operator) removeWhat(ctx context.Context, what greylist.What) error {
+	n, err := o.greylist.DeleteWhat(ctx, what)
+	if err == nil && n == 0 {
+		return errors.New("delete: no such record")
+	}
+	_, err2 := fmt.Fprintf(o.out, "deleted %s\n", count(n))
+	return errors.Join(err, err2)
+}
+
+// expectTime is the default of -for.
+const expectTime = time.Hour
+
+// expect has mail accepted that somebody waits for.
+func (o *operator) expect(ctx context.Context, words []string, life time.Duration) error {
+	life = cmp.Or(life, expectTime)
+	what, rcpt := words[0], ""
+	if len(words) > 1 {
+		rcpt = words[1]
+	}
+	if err := o.greylist.Expect(ctx, o.now, what, rcpt, life); err != nil {
+		return fmt.Errorf("expect: %w", err)
+	}
+	who := "everybody"
+	if rcpt != "" {
+		who = clean(rcpt)
+	}
+	_, err := fmt.Fprintf(o.out, "%s: expected until %s, by %s\n", clean(what), o.stamp(o.now.Add(life)), who)
+	return err
+}
+
+// providerJSON is a line of providers -json.
+type providerJSON struct {
+	Provider string         `json:"provider"`
+	Domain   string         `json:"domain"`
+	State    string         `json:"state"`
+	Walked   time.Time      `json:"walked,omitzero"`
+	Tried    time.Time      `json:"tried,omitzero"`
+	Networks []netip.Prefix `json:"networks"`
+}
+
+// providers prints what is known of the networks of large providers.
+func (o *operator) providers(ctx context.Context, asJSON bool) error {
+	all, err := o.greylist.Networks(ctx, providerNames())
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriter(o.out)
+	enc := json.NewEncoder(w)
+	for i, n := range all {
+		age := "never"
+		state := "not known yet"
+		if !n.Walked.IsZero() {
+			age, state = ago(o.now.Sub(n.Walked)), "good"
+		}
+		switch {
+		case n.Failures > 0 && n.Nets != nil:
+			state = "old, for the DNS did not answer, or not all"
+		case n.Failures > 0:
+			state = "not known, for the DNS did not answer, or has none"
+		}
+		if asJSON {
+			err = errors.Join(err, enc.Encode(providerJSON{
+				n.Provider, providers[i].domain, state, n.Walked.UTC().Truncate(time.Second), n.Tried.UTC().Truncate(time.Second), append([]netip.Prefix{}, n.Nets...),
+			}))
+			continue
+		}
+		fmt.Fprintf(w, "%s\t%s, %s, age %s, of the SPF record of %s\n", n.Provider, countNets(len(n.Nets)), state, age, providers[i].domain)
+		for _, net := range n.Nets {
+			fmt.Fprintf(w, "\t%s\n", net)
+		}
+	}
+	return errors.Join(err, w.Flush())
+}
+
+func countNets(n int) string {
+	if n == 1 {
+		return "1 network"
+	}
+	return fmt.Sprintf("%d networks", n)
+}
+
+// ago is an age for people.
+func ago(d time.Duration) string {
+	switch d = max(0, d); {
+	case d < 2*time.Minute:
+		return fmt.Sprint(int(d/time.Second), "s")
+	case d < 2*time.Hour:
+		return fmt.Sprint(int(d/time.Minute), "m")
+	case d < 48*time.Hour:
+		return fmt.Sprint(int(d/time.Hour), "h")
+	}
+	return fmt.Sprint(int(d/(24*time.Hour)), "d")
 }
 
 func count(n int) string {
@@ -344,16 +525,30 @@ func (o *operator) load(ctx context.Context, paths []string) error {
 	}
 	var errs []error
 	for _, path := range paths {
-		n, bad := o.loadFile(ctx, path)
+		found, bad := o.loadFile(ctx, path)
 		errs = append(errs, bad...)
 		if path == "-" {
 			path = stdin
 		}
-		if _, err := fmt.Fprintf(o.out, "%s: %s stored\n", path, count(n)); err != nil {
+		var b bytes.Buffer
+		fmt.Fprintf(&b, "%s: %s stored\n", clean(path), count(found.Stored))
+		printLines(&b, "-trap", found.Traps)
+		printLines(&b, "-allowClients", found.Clients)
+		if _, err := o.out.Write(b.Bytes()); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// printLines prints what is no record and belongs in a list.
+func printLines(w io.Writer, flag string, lines []string) {
+	if len(lines) > 0 {
+		fmt.Fprintf(w, "# for a list of %s:\n", flag)
+	}
+	for _, l := range lines {
+		fmt.Fprintln(w, clean(l))
+	}
 }
 
 // openImports opens what import is to read, before the rights of root are given
@@ -371,7 +566,7 @@ func openImports(words []string) map[string]*os.File {
 	return files
 }
 
-func (o *operator) loadFile(ctx context.Context, path string) (stored int, errs []error) {
+func (o *operator) loadFile(ctx context.Context, path string) (greylist.Imported, []error) {
 	if path == "-" {
 		return o.greylist.Import(ctx, o.now, o.in, stdin)
 	}
@@ -379,7 +574,7 @@ func (o *operator) loadFile(ctx context.Context, path string) (stored int, errs 
 	if f == nil {
 		var err error
 		if f, err = os.Open(path); err != nil {
-			return 0, []error{err}
+			return greylist.Imported{}, []error{err}
 		}
 		defer f.Close()
 	}
@@ -399,14 +594,18 @@ type delayJSON struct {
 	Count int64 `json:"count"`
 }
 
-func (o *operator) stats(ctx context.Context, asJSON bool) error {
-	s, err := o.greylist.Stats(ctx, o.now)
+func (o *operator) stats(ctx context.Context, q greylist.StatsQuery, asJSON bool) error {
+	if q.By != "" && !o.clear {
+		return fmt.Errorf("stats %s: with -storeAddresses=false nothing is known of clients, senders and recipients", q.By)
+	}
+	s, err := o.greylist.Stats(ctx, o.now, q)
 	if err != nil {
 		return err
 	}
 	bounds := greylist.DelayBounds()
 	if asJSON {
 		j := statsJSON{Stats: s}
+		j.Since = s.Since.UTC()
 		var over int64
 		for i, n := range s.Delays {
 			d := delayJSON{Over: over, Count: n}
@@ -422,13 +621,38 @@ func (o *operator) stats(ctx context.Context, asJSON bool) error {
 		return json.NewEncoder(o.out).Encode(j)
 	}
 	var b bytes.Buffer
+	if q.By != "" {
+		o.printGroups(&b, q.By, s.By)
+		_, err = o.out.Write(b.Bytes())
+		return err
+	}
 	printRecords(&b, s.Records)
-	printReasons(&b, s.Reasons)
-	printMarks(&b, s.Marks)
-	printDelays(&b, s.Delays, bounds)
+	if q.What.Empty() { // of what was counted nobody knows whose it was
+		if !s.Since.IsZero() {
+			fmt.Fprintf(&b, "\nsince %s\n", o.stamp(s.Since))
+		}
+		printReasons(&b, s.Reasons)
+		printMarks(&b, s.Marks)
+		printDelays(&b, s.Delays, bounds)
+	}
 	o.printSilent(&b, s.Silent)
 	_, err = o.out.Write(b.Bytes())
 	return err
+}
+
+const maxGroups = 50
+
+// printGroups prints who has most attempts.
+func (o *operator) printGroups(w io.Writer, by string, groups []greylist.Group) {
+	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', 0)
+	fmt.Fprintf(tw, "waiting\tnever again\tpassed\ttries\tlast\t%s\n", by)
+	for _, g := range groups[:min(len(groups), maxGroups)] {
+		fmt.Fprintf(tw, "%d\t%d\t%d\t%d\t%s\t%s\n", g.Waits, g.Never, g.Passed, g.Tries, o.stamp(g.Last), clean(g.Name))
+	}
+	tw.Flush()
+	if n := len(groups) - maxGroups; n > 0 {
+		fmt.Fprintf(w, "and %d more; -json shows 1000\n", n)
+	}
 }
 
 func printRecords(w io.Writer, records map[string]map[string]int64) {

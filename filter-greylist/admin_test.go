@@ -120,15 +120,29 @@ func TestWrongUse(t *testing.T) {
 	for _, tt := range []struct {
 		args, want string
 	}{
-		{"list passes", "usage: filter-greylist [flags] list [grey|pass|pair|list] [-json]"},
+		{"list passes", "usage: filter-greylist [flags] list [grey|pass|pair|list] [WHAT...] [-json]; WHAT is client="},
 		{"list grey pass", "usage: "},
 		{"list -store x", "flags come before the command"},
 		{"allow", "usage: filter-greylist [flags] allow KEY..."},
-		{"delete", "usage: filter-greylist [flags] delete KEY..."},
+		{"delete", "usage: filter-greylist [flags] delete KEY...|WHAT..."},
 		{"delete -json 192.0.2.1", "flags come before the command"},
-		{"stats all", "usage: filter-greylist [flags] stats [-json]"},
+		{"stats all", "usage: filter-greylist [flags] stats [client|sender|rcpt] [WHAT...] [-since TIME] [-json]; "},
 		{"export -json", "flags come before the command"},
 		{"export file", "usage: filter-greylist [flags] export"},
+		{"list sender=", `"sender=": there is no text`},
+		{"list rcpt=a*b", `"rcpt=a*b": * stands at either end only`},
+		{"list to=bob@b.example", "usage: "},
+		{"allow sender=a@b.example", `"a@b.example" is no key: give SENDER,RECIPIENT, or `},
+		{"delete 192.0.2.1 rcpt=bob@b.example", "usage: "},
+		{"stats -since", "stats -since -: not a time"},
+		{"stats -since x", "stats -since x: not a time"},
+		{"stats -for 1h", "flags come before the command"},
+		{"expect", "usage: filter-greylist [flags] expect DOMAIN|USER@DOMAIN|ADDRESS [-for TIME] [RECIPIENT]"},
+		{"expect x.example -for 0", "less than 1s"},
+		{"expect x.example bob", `expect: "bob" is not the address of a recipient`},
+		{"expect x", `expect: "x" is not a domain, an address of mail or of a client`},
+		{"expect a@x.example b@y.example c@z.example", "usage: "},
+		{"providers google", "usage: filter-greylist [flags] providers [-json]"},
 	} {
 		out, err := d.run(t, strings.Fields(tt.args)...)
 		if err == nil || !strings.Contains(err.Error(), tt.want) || out != "" {
@@ -262,7 +276,7 @@ func (s endless) All(context.Context) iter.Seq2[greylist.Entry, error] {
 func TestListMany(t *testing.T) {
 	const limit, more = 100, 310
 	d := newDesk(nil, endless{greylist.NewMemory(0), limit + more, nil}, false)
-	if err := d.listTable(t.Context(), "", &d.out, limit); err != nil {
+	if err := d.listTable(d.records(t.Context(), "", greylist.What{}), &d.out, limit); err != nil {
 		t.Fatal(err)
 	}
 	lines := strings.Split(d.out.String(), "\n")
@@ -324,9 +338,10 @@ func TestAllowDelete(t *testing.T) {
 			t.Fatal(r)
 		}
 		out, err := d.run(t, "allow", "192.0.2.1", "net:192.0.2.0/24", "hello", "spf:S.example", "dave@t.example,bob@rcpt.example")
-		same(t, out, "192.0.2.1: allowed\nspf:S.example: allowed\ndave@t.example,bob@rcpt.example: allowed")
-		want := "net:192.0.2.0/24: a network belongs in a list of allowed clients\n" +
-			`"hello" is not a key, address, net:NETWORK, spf:DOMAIN or SENDER,RECIPIENT`
+		same(t, out, "192.0.2.1: allowed\nspf:S.example: allowed, mail for which SPF passes\n"+
+			"dave@t.example,bob@rcpt.example: allowed, mail of clients whose name is confirmed and not that of a home line, unless SPF says they may not send it")
+		want := "net:192.0.2.0/24: a network belongs in a list of -allowClients\n" +
+			`"hello" is not a key, address, net:NETWORK, spf:DOMAIN, provider:NAME or SENDER,RECIPIENT`
 		if err == nil || err.Error() != want {
 			t.Errorf("%v, want %s", err, want)
 		}

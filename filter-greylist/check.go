@@ -285,8 +285,10 @@ func why(d greylist.Decision, r spf.Result) string {
 		return "not delayed (vouched for by " + d.By + ")"
 	case d.Reason == greylist.Expected:
 		return "not delayed (expected)"
-	case d.Reason == greylist.Exempted:
+	case d.Reason == greylist.Exempted && strings.HasPrefix(d.By, "-spf"):
 		return "not delayed (SPF pass for " + r.Domain + ")"
+	case d.Reason == greylist.Exempted:
+		return "not delayed (a large provider)"
 	case d.Reason == greylist.Paired:
 		return "not delayed (sender is known)"
 	case d.Accept:
@@ -389,7 +391,10 @@ func (c *check) committed(s *filter.Session[state], _ *proto.Line) {
 		return
 	}
 	c.saw(s.Time())
-	id, from := s.ID, s.Tx.From
+	id, from, addr, name := s.ID, s.Tx.From, "local", program.ShownName(s.RDNS, s.FCrDNS)
+	if !s.Unix() {
+		addr = s.Src.Addr().String()
+	}
 	l := greylist.Letter{Time: s.Time(), From: from, To: s.Tx.Rcpts, Relayed: !s.Unix() && s.User == ""}
 	filter.GoOn(s, learnTimeout, func(ctx context.Context) error {
 		n, err := c.greylist.Learn(ctx, l)
@@ -397,7 +402,7 @@ func (c *check) committed(s *filter.Session[state], _ *proto.Line) {
 			c.trouble("nothing is learned", err)
 			return err
 		}
-		c.Log.Debug(id, "filter", "greylist", "event", "learned", "from", "<"+from+">", "rcpts", n)
+		c.Log.Debug(id, "filter", "greylist", "event", "learned", "addr", addr, "name", name, "from", "<"+from+">", "rcpts", n)
 		return nil
 	})
 }

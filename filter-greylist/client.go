@@ -9,6 +9,7 @@ import (
 
 	"opensmtpd-filters/pkg/filter"
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
 	"opensmtpd-filters/pkg/rdns"
@@ -58,8 +59,23 @@ func clientOf(addr netip.Addr, name string, class rdns.Class, confirmed, unclear
 // again: it says the same when the DNS does not answer.
 func (c *check) judge(ctx context.Context, addr netip.Addr, name string, fcrdns bool) greylist.Client {
 	j := rdns.Judge{Resolver: c.Resolver, Mismatch: true}
-	f := j.Judge(ctx, rdns.Client{Addr: addr, Name: name, FCrDNS: fcrdns})
-	return clientOf(addr, f.Name, f.Class, f.Confirmed, f.Unclear)
+	var list chan string // which of -dnswl has it, asked meanwhile
+	if c.good != nil {
+		list = make(chan string, 1)
+		guard.Go(c.Log, "dnswl", func() { defer close(list); list <- c.listed(ctx, addr) })
+	}
+	who, ok := known(addr, name, fcrdns)
+	if !ok {
+		f := j.Judge(ctx, rdns.Client{Addr: addr, Name: name, FCrDNS: fcrdns})
+		who = clientOf(addr, f.Name, f.Class, f.Confirmed, f.Unclear)
+	}
+	if list != nil {
+		select {
+		case who.Listed = <-list:
+		case <-ctx.Done():
+		}
+	}
+	return who
 }
 
 // known is the client if smtpd's word is enough.
@@ -76,7 +92,10 @@ func (c *check) client(s *filter.Session[state]) {
 		return
 	}
 	addr, name, fcrdns := s.Src.Addr(), s.RDNS, s.FCrDNS
-	if s.Local.who, s.Local.known = known(addr, name, fcrdns); !s.Local.known {
+	if c.good == nil {
+		s.Local.who, s.Local.known = known(addr, name, fcrdns)
+	}
+	if !s.Local.known {
 		s.Local.client = filter.Go(s, c.Timeout.Value, func(ctx context.Context) greylist.Client {
 			return c.judge(ctx, addr, name, fcrdns)
 		})
@@ -89,9 +108,10 @@ func (c *check) withAttempt(s *filter.Session[state], rcpts []string, then func(
 	return c.withSPF(s, func(r spf.Result) filter.Response {
 		a := greylist.Attempt{
 			Time: s.Time(), Helo: s.Helo, Sender: s.Tx.From, Rcpts: rcpts, SPF: spfOf(r, c.spfMode),
-			Client: s.Local.who, Exempt: c.skips(r), Junked: s.Local.junked != nothing, Trap: s.Local.trap != "",
+			Junked: s.Local.junked != nothing, Trap: s.Local.trap != "",
 		}
 		if s.Local.known {
+			c.isClient(&a, s.Local.who, r)
 			return then(a, r)
 		}
 		return filter.Await(s.Local.client, func(who greylist.Client, err error) filter.Response {
@@ -99,18 +119,25 @@ func (c *check) withAttempt(s *filter.Session[state], rcpts []string, then func(
 				who = clientOf(s.Src.Addr(), s.RDNS, rdns.Proper, false, true)
 			}
 			s.Local.who, s.Local.known = who, err == nil
-			a.Client = who
+			c.isClient(&a, who, r)
 			return then(a, r)
 		})
 	})
 }
 
-// skips says why SPF lets a message through at once, "" if it does not.
-func (c *check) skips(r spf.Result) string {
-	if c.spfMode == "skip" && origin(r) != "" {
-		return "-spf skip"
+// isClient says who makes an attempt, and what lets it through at once.
+func (c *check) isClient(a *greylist.Attempt, who greylist.Client, r spf.Result) {
+	a.Client = who
+	p := c.networks.of(who.Addr)
+	if p != nil && c.providersMode != "off" {
+		a.Client.Provider, a.Client.ProviderDomain = p.name, p.names
 	}
-	return ""
+	switch {
+	case c.spfMode == "skip" && origin(r) != "":
+		a.Exempt = "-spf skip"
+	case c.providersMode == "skip" && p != nil:
+		a.Exempt = "-providers skip"
+	}
 }
 
 // spfOf is what SPF says, for the decision; mode is that of -spf.

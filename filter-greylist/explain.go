@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -14,6 +15,10 @@ import (
 
 // Explain shows what would be done with a message, and why. It changes nothing.
 func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) error {
+	if c.good != nil {
+		c.good.Test(ctx)
+	}
+	_ = c.loadProviders(ctx) // of trouble with the records more is said below
 	who := c.judge(ctx, q.Addr, q.Name, q.Confirmed)
 	at, trap := c.traps.Value().Lookup(q.Rcpt)
 	if trap {
@@ -33,8 +38,14 @@ func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) 
 	}
 	t.Row("spf", "%s", c.shownSPF(r))
 	a := greylist.Attempt{
-		Time: time.Now(), Client: who, Helo: q.Helo, Sender: q.Sender, Rcpts: []string{q.Rcpt},
-		SPF: spfOf(r, c.spfMode), Exempt: c.skips(r), Trap: trap,
+		Time: time.Now(), Helo: q.Helo, Sender: q.Sender, Rcpts: []string{q.Rcpt}, SPF: spfOf(r, c.spfMode), Trap: trap,
+	}
+	c.isClient(&a, who, r)
+	if a.Client.Provider != "" {
+		t.Row("provider", "%s", a.Client.Provider)
+	}
+	if c.dnswl != "" {
+		t.Row("list", "%s", cmp.Or(who.Listed, "not on -dnswl "+c.allows[0].Label+", or that is not well"))
 	}
 	d, entries, err := c.greylist.Explain(ctx, a)
 	if err != nil {
@@ -49,7 +60,11 @@ func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) 
 	t.Row("sender", "%s", d.Sender)
 	t.Row("recipient", "%s", d.Rcpt)
 	for _, e := range entries {
-		t.Row("record", "%s %s, first %s, last %s, tries %d, key %s", e.Key.Kind(), e.Record.State,
+		of := cmp.Or(e.Of, "sender and recipient")
+		if e.Of != "" && e.Rcpt != "" {
+			of += " to " + e.Rcpt
+		}
+		t.Row("record", "%s %s of %s, first %s, last %s, tries %d, key %s", e.Key.Kind(), e.Record.State, of,
 			shownTime(e.Record.First), shownTime(e.Record.Last), e.Record.Tries, e.Key)
 	}
 	if len(entries) == 0 {
@@ -64,8 +79,65 @@ func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) 
 		t.Row("answer", "defer at %s: %s, by %s", c.Phase, meaning[d.Reason], d.Origin)
 		t.Row("reply", "%s", c.replyTo(q.Addr, d))
 		t.Row("seconds left", "%d", int64(d.Left/time.Second))
+		for _, way := range c.ways(&a, d) {
+			t.Row("would pass", "%s", way)
+		}
 	}
 	return nil
+}
+
+// ways are what would make refused mail pass.
+func (c *check) ways(a *greylist.Attempt, d greylist.Decision) (ways []string) {
+	add := func(format string, args ...any) { ways = append(ways, fmt.Sprintf(format, args...)) }
+	addr := a.Client.Addr.Unmap()
+	if d.Reason == greylist.Trapped {
+		add("anything of the client in %s, or after: allow %s", d.Trapped.Round(time.Second), addr)
+		return ways
+	}
+	var from []string
+	for _, o := range d.Origins {
+		if kind, _, ok := strings.Cut(o, ":"); ok && slices.Contains([]string{"spf", "provider", "name", "net"}, kind) {
+			from = append(from, o)
+		}
+	}
+	if d.Reason == greylist.Early {
+		add("a retry in %d seconds, until %s after the first attempt, from %s", int64(d.Left/time.Second), &c.greyExp, strings.Join(from, " or "))
+	} else {
+		add("a retry from %s to %s after the first attempt, from %s", &c.passTime, &c.greyExp, strings.Join(from, " or "))
+	}
+	_, domain, _ := strings.Cut(d.Sender, "@")
+	if c.who == "suspects" && !a.Junked {
+		var need []string
+		if a.Client.Name == "" || a.Client.Class != greylist.Proper {
+			need = append(need, "a name of a mail server that resolves to the address")
+		}
+		switch {
+		case d.Sender == greylist.NullSender && a.SPF.Status != greylist.SPFPass:
+			need = append(need, "a HELO name in its own domain")
+		case a.SPF.Status != greylist.SPFPass && a.SPF.Status != greylist.SPFOff:
+			need = append(need, "SPF pass for "+domain)
+		}
+		if need != nil {
+			add("at once, with %s", strings.Join(need, " and "))
+		}
+	}
+	keys := []string{addr.String()}
+	if a.SPF.Status == greylist.SPFPass {
+		keys = append(keys, "spf:"+a.SPF.Domain)
+	}
+	if a.Client.Provider != "" {
+		keys = append(keys, "provider:"+a.Client.Provider)
+	}
+	add("at once, after: allow %s", strings.Join(keys, " or "))
+	switch {
+	case a.SPF.Status == greylist.SPFPass && domain != "":
+		add("at once, after: expect %s %s", domain, d.Rcpt)
+	case a.Client.Class == greylist.Proper && a.Client.Domain != "":
+		add("at once, after: expect %s %s", a.Client.Domain, d.Rcpt)
+	default:
+		add("at once, after: expect %s %s", addr, d.Rcpt)
+	}
+	return ways
 }
 
 func shownTime(ms int64) string {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"opensmtpd-filters/pkg/cli"
+	"opensmtpd-filters/pkg/dnsbl"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/greylist/redis"
 	"opensmtpd-filters/pkg/program"
@@ -17,6 +18,7 @@ import (
 // flags are those of the command line that only this program has.
 type flags struct {
 	url, keyFile, who, spfMode, replyText                    string
+	providersMode, dnswl, dnswlLevel                         string
 	storeAddresses, learn                                    bool
 	passTime, greyExp, whiteExp, pairSpan                    cli.Duration
 	mask4, mask6, pairTries, pairNets, maxGrey, maxPerClient int
@@ -25,6 +27,7 @@ type flags struct {
 	reply    cli.Reply
 	database string          // file of the store, empty if there is none
 	server   *redis.Location // of the store, nil if there is none
+	allows   []dnsbl.List    // that of -dnswl
 }
 
 func newFlags(p *program.Program) *flags {
@@ -44,6 +47,9 @@ func newFlags(p *program.Program) *flags {
 	p.IntVar(&f.mask4, "mask4", 24, "`BITS` of the network that stands for an IPv4 address")
 	p.IntVar(&f.mask6, "mask6", 64, "`BITS` of the network that stands for an IPv6 address")
 	p.StringVar(&f.spfMode, "spf", "group", "what SPF is for: with `MODE` group the addresses that pass for a domain are one origin, with skip they are not greylisted; off")
+	p.StringVar(&f.providersMode, "providers", "group", "what the published networks of large mail providers are for: with `MODE` group each is one origin, and SPF pass vouches, with skip it is not greylisted; off")
+	p.StringVar(&f.dnswl, "dnswl", "", "let clients through that `ZONE` lists, such as list.dnswl.org, while it is well")
+	p.StringVar(&f.dnswlLevel, "dnswlLevel", "low", "with this trust at least: `LEVEL` is none, low, medium or high")
 	p.IntVar(&f.pairTries, "pairTries", 3, "accept attempt `N` of the same sender and recipient, from wherever; 0 is never")
 	p.IntVar(&f.pairNets, "pairNets", 2, "if they came from `N` networks, 8 at most")
 	p.Var(&f.pairSpan, "pairSpan", "and the first is at least `TIME` old")
@@ -75,6 +81,12 @@ func (f *flags) check(p *program.Program) error {
 	}
 	if f.spfMode != "group" && f.spfMode != "skip" && f.spfMode != "off" {
 		bad("-spf %s: not one of group, skip, off", cli.Clean(f.spfMode))
+	}
+	if f.providersMode != "group" && f.providersMode != "skip" && f.providersMode != "off" {
+		bad("-providers %s: not one of group, skip, off", cli.Clean(f.providersMode))
+	}
+	if err := f.parseDNSWL(); err != nil {
+		bad("%w", err)
 	}
 	if f.passTime.Value >= f.greyExp.Value {
 		bad("-passTime %s is not less than -greyExp %s", &f.passTime, &f.greyExp)

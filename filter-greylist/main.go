@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"opensmtpd-filters/pkg/dnsbl"
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/greylist"
 	"opensmtpd-filters/pkg/program"
@@ -23,9 +24,12 @@ func main() { program.Main(spec) }
 var spec = program.Spec{
 	Name: "filter-greylist",
 	Synopsis: []string{
-		"[flags] list [grey|pass|pair|list] [-json]",
+		"[flags] list [grey|pass|pair|list] [WHAT...] [-json]",
 		"[flags] allow|delete KEY...",
-		"[flags] stats [-json]",
+		"[flags] delete WHAT...",
+		"[flags] expect DOMAIN|USER@DOMAIN|ADDRESS [-for TIME] [RECIPIENT]",
+		"[flags] stats [client|sender|rcpt] [WHAT...] [-since TIME] [-json]",
+		"[flags] providers [-json]",
 		"[flags] export",
 		"[flags] import [FILE...]",
 	},
@@ -33,7 +37,7 @@ var spec = program.Spec{
 	Phase:    "data",
 	Phases:   []string{"data", "rcpt-to"},
 	Field:    "X-Greylist",
-	Commands: []string{"list", "allow", "delete", "stats", "export", "import"},
+	Commands: []string{"list", "allow", "delete", "expect", "stats", "providers", "export", "import"},
 	New:      newCheck,
 }
 
@@ -52,7 +56,9 @@ type check struct {
 	entries  func() ([]listEntry, error) // of the lists, for the command
 	imports  map[string]*os.File         // for the command
 	nat      nat
-	latest   atomic.Int64 // time of the last line that mattered, microseconds since the epoch
+	networks networks       // of providers
+	good     *dnsbl.Checker // of -dnswl; nil: none
+	latest   atomic.Int64   // time of the last line that mattered, microseconds since the epoch
 
 	only, traps *reload.File[exempt.Recipients]
 }
@@ -71,8 +77,15 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 			return nil, err
 		}
 		c.OpenResolver(resolve.Options{CacheSize: 16384}) // most senders come once
+		c.openDNSWL()
 		c.spf = spf.New(spf.Options{Resolver: c.Resolver, Timeout: c.Timeout.Value, Metrics: c.Metrics})
 		c.Beside("records", func(ctx context.Context) { c.greylist.Run(ctx, c.now, c.Log) })
+		if c.spfMode == "off" {
+			p.Warn("-spf off: the name of a client vouches for whatever sender it gives")
+		}
+		if c.providersMode != "off" {
+			c.Beside("providers", c.keepProviders)
+		}
 		if c.secret != nil { // so that the file is there before the first message
 			c.Beside("secret", func(context.Context) { c.secret() })
 		}

@@ -87,7 +87,7 @@ func (c *check) openStore() error {
 		}
 	}
 	c.greylist = greylist.New(greylist.Options{
-		Policy: policy, Clear: c.storeAddresses, Metrics: c.Metrics, Store: c.store, Secret: c.secret,
+		Policy: policy, Providers: providerNames(), Clear: c.storeAddresses, Metrics: c.Metrics, Store: c.store, Secret: c.secret,
 	})
 	return nil
 }
@@ -171,6 +171,14 @@ func (c *check) Config(t *program.Table) {
 	}
 	for _, w := range c.Trusted.Words() {
 		t.Row("trusted", "%s", w)
+	}
+	if c.providersMode != "off" {
+		for _, one := range providers {
+			t.Row("provider", "%s, of the SPF record of %s", one.name, one.domain)
+		}
+	}
+	for _, l := range c.allows {
+		t.Row("dnswl", "%s", l)
 	}
 	t.Row("entries of -onlyRecipients", "%d", c.only.Value().Len())
 	t.Row("entries of -trap", "%d", c.traps.Value().Len())

@@ -69,7 +69,7 @@ func makeDatabase(t *testing.T, path string) {
 	s := sqlite.Open(sqlite.Options{Path: path})
 	g := greylist.New(greylist.Options{Store: s, Clear: true, Secret: (&greylist.KeyFile{Path: path + ".key", Create: true}).Secret})
 	for range 100 {
-		if err := g.Allow(t.Context(), time.Now(), "192.0.2.7"); err == nil {
+		if _, err := g.Allow(t.Context(), time.Now(), "192.0.2.7"); err == nil {
 			break
 		}
 		time.Sleep(20 * time.Millisecond)

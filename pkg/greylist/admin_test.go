@@ -156,7 +156,7 @@ func TestUnretried(t *testing.T) {
 
 // What is not stored in clear is found by its key alone.
 func TestDeleteUnclear(t *testing.T) {
-	g := New(Options{})
+	g := New(Options{Providers: []string{"x"}})
 	a := Attempt{Time: epoch, Client: Client{Addr: netip.MustParseAddr("198.51.100.7"), Class: NoName}, Sender: "alice@s.example", Rcpts: []string{"bob@example.org"}, SPF: SPFResult{Status: SPFPass, Domain: "s.example", Frees: true}}
 	if _, err := g.Decide(t.Context(), a); err != nil {
 		t.Fatal(err)

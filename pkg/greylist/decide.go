@@ -309,7 +309,7 @@ func (p *Policy) expiry(k Kind, r Record) int64 {
 	case KindExpect:
 		return r.First + int64(r.Tries)*1000
 	case KindProvider:
-		return r.First + month
+		return r.Last + month
 	}
 	if r.State == Pass {
 		return r.Last + p.WhiteExp.Milliseconds()

@@ -2,16 +2,23 @@ package greylist
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/netip"
 	"slices"
+
 	"strconv"
 	"strings"
 	"time"
+
+	"opensmtpd-filters/pkg/ipset"
 )
 
 // entryJSON is an Entry in text: one line of an export.
@@ -40,10 +47,11 @@ func (e Entry) MarshalJSON() ([]byte, error) {
 	})
 }
 
-// dateOf keeps to the years that JSON has (RFC 3339).
+// dateOf keeps to the years that JSON has (RFC 3339), and to whole seconds, which
+// is all that many programs read.
 func dateOf(ms int64) time.Time {
 	const end = 253402300799999 // of the year 9999
-	return time.UnixMilli(min(max(ms, 0), end)).UTC()
+	return time.UnixMilli(min(max(ms, 0), end)).UTC().Truncate(time.Second)
 }
 
 // Export writes all records, one a line, as JSON.
@@ -64,73 +72,170 @@ func (g *Greylist) Export(ctx context.Context, w io.Writer) error {
 // maxImportLine bounds a line of an import, in bytes.
 const maxImportLine = 16 << 10
 
-// Import reads records: lines of Export, of spamdb(8), or of "db_dump -p" for
-// both databases of postgrey. What was stored before stays if it is newer. A
-// line that is none of these gives an error "file:line: reason" and is skipped;
-// trouble of the store ends the import. Lines that carry no record, or an
-// expired one, do not count.
-func (g *Greylist) Import(ctx context.Context, t time.Time, r io.Reader, file string) (stored int, errs []error) {
+// Imported is what an import has found.
+type Imported struct {
+	Stored  int      // records
+	Traps   []string // recipients for a list of traps
+	Clients []string // networks for a list of clients: they are too large to be records
+}
+
+// Import reads records: lines of Export, of spamdb(8), of "db_dump -p" for both
+// databases of postgrey, and addresses and networks as of a table of pf(4). What was
+// stored before stays if it is newer. A line that is none of these gives an error
+// "file:line: reason" and is skipped; many give one. Trouble of the store ends the
+// import. Lines that carry no record, or an expired one, do not count.
+func (g *Greylist) Import(ctx context.Context, t time.Time, r io.Reader, file string) (Imported, []error) {
 	h, err := g.hash()
 	if err != nil {
-		return 0, []error{err}
+		return Imported{}, []error{err}
+	}
+	br := bufio.NewReaderSize(r, maxImportLine)
+	if err := foreign(br, file); err != nil {
+		return Imported{}, []error{err}
 	}
 	im := importer{greylist: g, hasher: h, now: t.UnixMilli()}
-	br := bufio.NewReaderSize(r, maxImportLine)
-	more := 0
-	bad := func(n int, err error) {
-		if len(errs) < maxImportErrors {
-			errs = append(errs, fmt.Errorf("%s:%d: %w", file, n, err))
-		} else {
-			more++
-		}
-	}
+	bad := badLines{file: file}
 	var batch []Entry
 	flush := func() error {
 		n, err := g.merge(ctx, batch)
-		stored += n
+		im.found.Stored += n
 		batch = batch[:0]
 		return err
+	}
+	add := func(e Entry) error {
+		if !g.Expired(t)(e.Key, e.Record) {
+			batch = append(batch, e)
+		}
+		if len(batch) < importBatch {
+			return nil
+		}
+		return flush()
 	}
 	for n := 1; ; n++ {
 		b, err := br.ReadSlice('\n')
 		line := strings.TrimRight(string(b), "\r\n")
 		if err == bufio.ErrBufferFull {
-			bad(n, errors.New("line too long"))
+			bad.add(n, errors.New("line too long"))
 			line = ""
 		}
 		for err == bufio.ErrBufferFull {
 			_, err = br.ReadSlice('\n')
 		}
 		if err != nil && err != io.EOF {
-			bad(n, err)
+			bad.add(n, err)
 			break
 		}
 		e, ok, wrong := im.line(line)
-		if wrong != nil {
-			bad(n, wrong)
+		switch {
+		case wrong != nil:
+			bad.add(n, wrong)
+		case strings.TrimSpace(line) != "":
+			bad.good++
 		}
-		if ok && !g.Expired(t)(e.Key, e.Record) {
-			batch = append(batch, e)
-		}
-		if len(batch) == importStep || err == io.EOF {
-			if err := flush(); err != nil {
-				return stored, append(errs, err)
+		if ok {
+			if err := add(e); err != nil {
+				return im.found, append(bad.errors(), err)
 			}
 		}
 		if err == io.EOF {
 			break
 		}
 	}
-	if more > 0 {
-		errs = append(errs, fmt.Errorf("%s: %d more bad lines", file, more))
+	for e := range im.hosts() {
+		if err := add(e); err != nil {
+			return im.found, append(bad.errors(), err)
+		}
 	}
-	return stored, errs
+	if err := flush(); err != nil {
+		return im.found, append(bad.errors(), err)
+	}
+	return im.found, bad.errors()
 }
 
 const (
-	importStep      = 100
-	maxImportErrors = 100
+	importStep      = 500    // records of one step of the store
+	importBatch     = 50_000 // sorted together
+	maxImportErrors = 10
 )
+
+// noRecord is what a line is that no program writes which is known here.
+type noRecord struct{ text string }
+
+func (e noRecord) Error() string { return quoted(e.text) + " is no record" }
+
+const importReads = "import reads lines of export, spamdb(8), db_dump -p of Postgrey's databases, addresses and networks"
+
+// badLines are those of a file, few of which are told.
+type badLines struct {
+	file     string
+	good     int
+	told     []error
+	more     int
+	first    error // line that is no record
+	foreign  int   // their number
+	firstBad int
+}
+
+func (b *badLines) add(n int, err error) {
+	if errors.As(err, new(noRecord)) {
+		if b.foreign++; b.foreign == 1 {
+			b.first, b.firstBad = err, n
+		}
+		return
+	}
+	if len(b.told) < maxImportErrors {
+		b.told = append(b.told, fmt.Errorf("%s:%d: %w", b.file, n, err))
+	} else {
+		b.more++
+	}
+}
+
+func (b *badLines) errors() []error {
+	errs := b.told
+	if b.more > 0 {
+		errs = append(errs, fmt.Errorf("%s: %d more bad lines", b.file, b.more))
+	}
+	switch {
+	case b.foreign == 0:
+	case b.good == 0 && errs == nil:
+		errs = append(errs, fmt.Errorf("%s: nothing in it is a record, as line %d: %w; %s", b.file, b.firstBad, b.first, importReads))
+	case b.foreign == 1:
+		errs = append(errs, fmt.Errorf("%s:%d: %w; %s", b.file, b.firstBad, b.first, importReads))
+	default:
+		errs = append(errs, fmt.Errorf("%s:%d: %w, nor are %d other lines; %s", b.file, b.firstBad, b.first, b.foreign-1, importReads))
+	}
+	return errs
+}
+
+// foreign says what a file is that has no lines, and what to do with it.
+func foreign(br *bufio.Reader, file string) error {
+	head, _ := br.Peek(512)
+	begins := func(s string) bool { return strings.HasPrefix(string(head), s) }
+	magic := func(at int) bool {
+		if len(head) < at+4 {
+			return false
+		}
+		for _, m := range []uint32{0x00053162, 0x00061561, 0x00042253} { // btree, hash, queue
+			if binary.LittleEndian.Uint32(head[at:]) == m || binary.BigEndian.Uint32(head[at:]) == m {
+				return true
+			}
+		}
+		return false
+	}
+	switch {
+	case begins("SQLite format 3\x00"):
+		return fmt.Errorf("%s: is a database of SQLite; if it is one of filter-greylist, give what \"-store sqlite:FILE export\" prints", file)
+	case magic(12):
+		return fmt.Errorf("%s: is a Berkeley database; give what \"db_dump -p FILE\" prints", file)
+	case magic(0):
+		return fmt.Errorf("%s: is a Berkeley database; give what spamdb(8) prints", file)
+	case begins("\x1f\x8b"), begins("BZh"), begins("\xfd7zXZ\x00"), begins("\x28\xb5\x2f\xfd"):
+		return fmt.Errorf("%s: is compressed; give what is in it", file)
+	case bytes.IndexByte(head, 0) >= 0:
+		return fmt.Errorf("%s: is no text; %s", file, importReads)
+	}
+	return nil
+}
 
 // merge stores entries of which there is nothing newer.
 func (g *Greylist) merge(ctx context.Context, entries []Entry) (stored int, err error) {
@@ -147,23 +252,25 @@ func (g *Greylist) merge(ctx context.Context, entries []Entry) (stored int, err 
 		}
 		byKey[e.Key] = e.Record
 	}
-	if len(keys) == 0 {
-		return 0, nil
-	}
-	n := new(int)
-	err = g.store.Update(ctx, keys, func(recs []Record) {
-		*n = 0
-		for i, k := range keys {
-			if newer(byKey[k], recs[i]) {
-				recs[i] = byKey[k]
-				*n++
+	// Neighbours lie near each other in a store.
+	slices.SortFunc(keys, func(a, b Key) int { return bytes.Compare(a[:], b[:]) })
+	for step := range slices.Chunk(keys, importStep) {
+		n := new(int)
+		err := g.store.Update(ctx, step, func(recs []Record) {
+			*n = 0
+			for i, k := range step {
+				if newer(byKey[k], recs[i]) {
+					recs[i] = byKey[k]
+					*n++
+				}
 			}
+		})
+		if err != nil {
+			return stored, err
 		}
-	})
-	if err != nil {
-		return 0, err
+		stored += *n
 	}
-	return *n, nil
+	return stored, nil
 }
 
 func newer(r, old Record) bool {
@@ -178,8 +285,12 @@ type importer struct {
 	hasher   *hasher
 	now      int64
 	dump     bool   // within a db_dump
+	hex      bool   // that was made without -p
 	dumpKey  string // waits for its value
 	hasKey   bool
+	nets     []netip.Prefix // of a table
+	not      []netip.Prefix // that it excludes
+	found    Imported
 }
 
 // line reads one line. Ok is false if it carries no record.
@@ -190,7 +301,7 @@ func (im *importer) line(s string) (e Entry, ok bool, err error) {
 		return
 	case im.dump:
 		im.hasKey = !im.hasKey
-		if s, err = unprint(strings.TrimPrefix(s, " ")); im.hasKey {
+		if s, err = im.undump(strings.TrimPrefix(s, " ")); im.hasKey {
 			im.dumpKey = s
 			return
 		}
@@ -209,12 +320,76 @@ func (im *importer) line(s string) (e Entry, ok bool, err error) {
 		return im.spamdb(s)
 	}
 	if name, _, found := strings.Cut(s, "="); found && dumpHeaders[name] {
-		if s == "format=bytevalue" {
-			err = errors.New("a db_dump without -p")
+		if name == "format" {
+			im.hex = s == "format=bytevalue"
 		}
 		return e, false, err
 	}
-	return e, false, fmt.Errorf("%s is no record", quoted(s))
+	return im.plain(s)
+}
+
+// plain reads a line of a table of addresses. A network waits until it is known what
+// the table excludes.
+func (im *importer) plain(s string) (e Entry, ok bool, err error) {
+	word, _, _ := strings.Cut(s, "#")
+	word, not := strings.CutPrefix(strings.TrimSpace(word), "!")
+	net, err := ipset.ParsePrefix(strings.TrimSpace(word))
+	if err != nil {
+		return e, false, noRecord{s}
+	}
+	if !not && net.IsSingleIP() {
+		return im.pass(net.Addr()), true, nil
+	}
+	if not {
+		im.not = append(im.not, net)
+	} else {
+		im.nets = append(im.nets, net)
+	}
+	return e, false, nil
+}
+
+// pass is the record of an address that a table has.
+func (im *importer) pass(a netip.Addr) Entry {
+	e := im.hasher.entry(KindOrigin, hostOrigin(a, im.greylist.policy.Mask6), "", "")
+	e.Record.State, e.Record.First, e.Record.Last = Pass, im.now, im.now
+	return e
+}
+
+const maxHosts = 256 // of a network that become records
+
+// hosts yields records for the networks of a table. Those with too many addresses
+// are for a list.
+func (im *importer) hosts() iter.Seq[Entry] {
+	return func(yield func(Entry) bool) {
+		for _, net := range im.nets {
+			size := net.Addr().BitLen()
+			if size == 128 {
+				size = max(im.greylist.policy.Mask6, 64)
+			}
+			if size-net.Bits() > 8 {
+				im.found.Clients = append(im.found.Clients, net.String())
+				continue
+			}
+			a := net.Addr()
+			for range min(maxHosts, 1<<max(0, size-net.Bits())) {
+				if !slices.ContainsFunc(im.not, func(p netip.Prefix) bool { return p.Contains(a) }) && !yield(im.pass(a)) {
+					return
+				}
+				a = nextHost(a, size)
+			}
+		}
+	}
+}
+
+// nextHost is the address after one, or the next network of so many bits.
+func nextHost(a netip.Addr, bits int) netip.Addr {
+	b := a.AsSlice()
+	for i, add := (bits-1)/8, 1<<(7-(bits-1)%8); i >= 0 && add > 0; i-- {
+		sum := int(b[i]) + add
+		b[i], add = byte(sum), sum>>8
+	}
+	next, _ := netip.AddrFromSlice(b)
+	return next
 }
 
 var dumpHeaders = map[string]bool{
@@ -247,8 +422,8 @@ func (im *importer) json(s string) (e Entry, ok bool, err error) {
 	case "pass":
 		r.State = Pass
 	}
-	if kind == 0 || r.State == Absent || len(r.Nets) > maxNets*netLen || len(r.Nets)%netLen != 0 || len(r.Net) != 0 && len(r.Net) != groupLen {
-		return e, false, errors.New("not a record")
+	if kind == 0 || r.State == Absent || !netsFit(kind, r.Nets) || len(r.Net) != 0 && len(r.Net) != groupLen {
+		return e, false, noRecord{s}
 	}
 	// In clear it can be read whatever secret it was stored with.
 	if r.Origin != "" || r.Sender != "" && r.Rcpt != "" {
@@ -262,6 +437,14 @@ func (im *importer) json(s string) (e Entry, ok bool, err error) {
 		err = errors.New("kind and key differ")
 	}
 	return e, err == nil, err
+}
+
+// netsFit says whether what a record has as networks can be that.
+func netsFit(k Kind, nets string) bool {
+	if k == KindProvider {
+		return len(nets) <= maxNetworks
+	}
+	return len(nets) <= maxNets*netLen && len(nets)%netLen == 0
 }
 
 // group sets the network that a record is counted for.
@@ -288,7 +471,11 @@ func (im *importer) spamdb(s string) (e Entry, ok bool, err error) {
 	f := strings.Split(s, "|")
 	switch f[0] {
 	case "SPAMTRAP":
-		return e, false, nil // belongs into a file of traps
+		if len(f) != 2 || !strings.Contains(f[1], "@") {
+			return e, false, errors.New("not a line of spamdb")
+		}
+		im.found.Traps = append(im.found.Traps, unbracket(f[1]))
+		return e, false, nil
 	case "TRAPPED":
 		if len(f) != 3 {
 			return e, false, errors.New("not a line of spamdb")
@@ -298,7 +485,7 @@ func (im *importer) spamdb(s string) (e Entry, ok bool, err error) {
 			return e, false, errors.New("not a line of spamdb")
 		}
 	default:
-		return e, false, fmt.Errorf("%s is no record", quoted(s))
+		return e, false, noRecord{s}
 	}
 	addr, err := netip.ParseAddr(f[1])
 	if err != nil {
@@ -341,6 +528,7 @@ func (im *importer) spamdb(s string) (e Entry, ok bool, err error) {
 	e = im.hasher.entry(KindAttempt, net, NormalizeSender(from, to), NormalizeRcpt(to))
 	e.Record.State, e.Record.First, e.Record.Last = Grey, im.past(times[0]), im.past(times[0])
 	e.Record.Tries = int(max(1, min(times[3]/1000, 1<<30)))
+	e.Record.Client = addr.String() + " -"
 	return e, times[2] > im.now, nil
 }
 
@@ -390,6 +578,15 @@ func (im *importer) postgrey(key, value string) (e Entry, ok bool, err error) {
 	return e, true, nil
 }
 
+// undump undoes what db_dump does to a key or value.
+func (im *importer) undump(s string) (string, error) {
+	if im.hex {
+		b, err := hex.DecodeString(s)
+		return string(b), err
+	}
+	return unprint(s)
+}
+
 // unprint undoes what db_dump -p does to bytes that are not printable.
 func unprint(s string) (string, error) {
 	if !strings.Contains(s, `\`) {
@@ -416,149 +613,4 @@ func unprint(s string) (string, error) {
 		}
 	}
 	return string(b), nil
-}
-
-// Keys returns the keys that an operator means: 32 hexadecimal digits as in an
-// export, an address, net:NETWORK, spf:DOMAIN or another origin with a colon, or
-// SENDER,RECIPIENT.
-func (g *Greylist) Keys(text string) ([]Entry, error) {
-	h, err := g.hash()
-	if err != nil {
-		return nil, err
-	}
-	if k, err := ParseKey(text); err == nil {
-		return []Entry{{Key: k}}, nil
-	}
-	text = strings.TrimSpace(text)
-	if addr, err := netip.ParseAddr(text); err == nil {
-		host := hostOrigin(addr.Unmap().WithZone(""), g.policy.Mask6)
-		return []Entry{h.entry(KindOrigin, host, "", ""), h.entry(KindTrap, host, "", ""), h.entry(KindClient, host, "", "")}, nil
-	}
-	if sender, rcpt, ok := strings.Cut(text, ","); ok && strings.Contains(rcpt, "@") {
-		rcpt = NormalizeRcpt(unbracket(rcpt))
-		sender = NormalizeSender(unbracket(sender), rcpt)
-		return []Entry{h.entry(KindPair, "", sender, rcpt), h.entry(KindLearned, "", sender, rcpt)}, nil
-	}
-	kind, name, ok := strings.Cut(strings.ToLower(text), ":")
-	switch {
-	case ok && kind == "net":
-		if p, err := netip.ParsePrefix(name); err == nil {
-			return []Entry{h.entry(KindOrigin, "net:"+p.Masked().String(), "", "")}, nil // there is none
-		}
-	case ok && kind == "spf":
-		name, err := parseDomain(asciiDomain(name))
-		if err != nil {
-			return nil, err
-		}
-		return []Entry{h.entry(KindOrigin, "spf:"+name, "", "")}, nil
-	case ok && kind == "provider" && name != "":
-		return []Entry{h.entry(KindOrigin, "provider:"+name, "", "")}, nil
-	}
-	if p, err := netip.ParsePrefix(text); err == nil && p.Addr().Is6() && p.Bits() == max(g.policy.Mask6, 64) {
-		return g.Keys(p.Addr().String())
-	}
-	return nil, fmt.Errorf("%s is not a key, address, net:NETWORK, spf:DOMAIN or SENDER,RECIPIENT", quoted(text))
-}
-
-// Allow makes what Keys finds for the text a pass. Networks are for lists of
-// clients.
-func (g *Greylist) Allow(ctx context.Context, t time.Time, text string) error {
-	entries, err := g.Keys(text)
-	if err != nil {
-		return err
-	}
-	e := entries[0]
-	if strings.HasPrefix(strings.ToLower(text), "net:") {
-		return fmt.Errorf("%s: a network belongs in a list of allowed clients", text)
-	}
-	switch k := e.Key.Kind(); k {
-	case KindPair:
-		if strings.HasPrefix(text, NullSender) || strings.HasPrefix(text, ",") {
-			return fmt.Errorf("%s: everybody sends bounces; allow the address of the client, or list it", text)
-		}
-	case KindOrigin, KindAttempt, KindLearned:
-	default:
-		return fmt.Errorf("%s is the key of a %s record, which cannot pass", text, k)
-	}
-	if !g.clear {
-		e.Record = Record{}
-	}
-	now := t.UnixMilli()
-	return g.store.Update(ctx, []Key{e.Key}, func(recs []Record) {
-		r := &recs[0]
-		if r.State == Absent {
-			*r = e.Record
-			r.First = now
-		}
-		r.State, r.Last, r.Nets, r.Net = Pass, now, "", ""
-	})
-}
-
-// Delete removes what Keys finds for the text, and the attempts that it names as
-// far as they are stored in clear: those of an address's network, of an origin,
-// or of a sender and recipient. It says how many records that was.
-func (g *Greylist) Delete(ctx context.Context, text string) (removed int, err error) {
-	entries, err := g.Keys(text)
-	if err != nil {
-		return 0, err
-	}
-	var keys []Key
-	for _, e := range entries {
-		keys = append(keys, e.Key)
-	}
-	if named := attemptsOf(text); named != nil {
-		for e, err := range g.store.All(ctx) {
-			if err != nil {
-				return 0, err
-			}
-			if e.Key.Kind() == KindAttempt && named(e.Record) {
-				keys = append(keys, e.Key)
-			}
-		}
-	}
-	for step := range slices.Chunk(keys, importStep) {
-		n := new(int)
-		err := g.store.Update(ctx, step, func(recs []Record) {
-			*n = 0
-			for i := range recs {
-				if recs[i].State != Absent {
-					*n++
-				}
-				recs[i] = Record{}
-			}
-		})
-		if err != nil {
-			return removed, err
-		}
-		removed += *n
-	}
-	return removed, nil
-}
-
-// attemptsOf says which attempts an operator means, nil if by a text that names
-// one record.
-func attemptsOf(text string) func(Record) bool {
-	if _, err := ParseKey(text); err == nil {
-		return nil
-	}
-	if addr, err := netip.ParseAddr(text); err == nil {
-		addr = addr.Unmap().WithZone("")
-		return func(r Record) bool {
-			p, err := netip.ParsePrefix(strings.TrimPrefix(r.Origin, "net:"))
-			return err == nil && p.Contains(addr)
-		}
-	}
-	if sender, rcpt, ok := strings.Cut(text, ","); ok {
-		rcpt = NormalizeRcpt(unbracket(rcpt))
-		sender = NormalizeSender(unbracket(sender), rcpt)
-		_, domain := splitAddr(sender)
-		return func(r Record) bool {
-			return r.Rcpt == rcpt && (r.Sender == sender || r.Sender == "" && r.Origin == "spf:"+domain)
-		}
-	}
-	origin := strings.TrimSuffix(strings.ToLower(text), ".")
-	if p, err := netip.ParsePrefix(strings.TrimPrefix(origin, "net:")); err == nil {
-		origin = "net:" + p.Masked().String()
-	}
-	return func(r Record) bool { return r.Origin == origin }
 }

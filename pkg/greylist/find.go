@@ -17,8 +17,8 @@ type Finder interface {
 type Query struct {
 	Kind Kind // 0: of any kind
 
-	// What is in the text of that name, as it is stored in clear. Client may be in
-	// Origin instead.
+	// What is in the text of that name, as it is stored in clear. Client and Sender
+	// may be in Origin instead.
 	Client, Sender, Rcpt string
 }
 
@@ -27,7 +27,7 @@ func (q *Query) Matches(e Entry) bool {
 	r := e.Record
 	return (q.Kind == 0 || q.Kind == e.Key.Kind()) &&
 		(strings.Contains(r.Client, q.Client) || strings.Contains(r.Origin, q.Client)) &&
-		strings.Contains(r.Sender, q.Sender) && strings.Contains(r.Rcpt, q.Rcpt)
+		(strings.Contains(r.Sender, q.Sender) || strings.Contains(r.Origin, q.Sender)) && strings.Contains(r.Rcpt, q.Rcpt)
 }
 
 // Find returns the records of a store that a query matches, as All does.

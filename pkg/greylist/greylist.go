@@ -36,7 +36,7 @@ type Policy struct {
 	TrapTime time.Duration // how long an address is refused that wrote to a trap; 24 h
 	Mask4    int           // bits of the network that stands for an IPv4 address; 24
 	Mask6    int           // the same for IPv6; 64
-	All      bool          // mail that is vouched for waits like any other
+	All      bool          // mail that is vouched for waits like any other, but for clients that are Listed
 
 	// While more attempts of an address, or IPv6 /64, wait, and for GreyExp
 	// after, a retry does not free it; 64.
@@ -84,7 +84,8 @@ type Options struct {
 	// Clear has addresses, senders and recipients stored beside the keys.
 	Clear bool
 
-	Metrics *metrics.Set // nil: none
+	Providers []string     // that may be the origin of mail
+	Metrics   *metrics.Set // nil: none
 }
 
 // A Greylist takes decisions. It may be used by any number of goroutines.
@@ -94,6 +95,7 @@ type Greylist struct {
 	policy Policy
 	clear  bool
 	secret func() ([]byte, error)
+	names  []string // of providers
 	tally  *tally
 	notes  *notes
 
@@ -103,7 +105,7 @@ type Greylist struct {
 
 // New returns a Greylist.
 func New(o Options) *Greylist {
-	g := &Greylist{store: o.Store, policy: o.Policy.withDefaults(), clear: o.Clear, secret: o.Secret, notes: newNotes()}
+	g := &Greylist{store: o.Store, policy: o.Policy.withDefaults(), clear: o.Clear, secret: o.Secret, names: o.Providers, notes: newNotes()}
 	if g.store == nil {
 		g.store = NewMemory(0)
 	}
@@ -188,7 +190,7 @@ func (g *Greylist) atOnce(a *Attempt) (Decision, bool) {
 	if a.Exempt != "" {
 		reason, by = Exempted, a.Exempt
 	}
-	if by == "" || reason == Vouched && g.policy.All {
+	if by == "" || reason == Vouched && g.policy.All && a.Client.Listed == "" {
 		return Decision{}, false
 	}
 	return Decision{
@@ -216,7 +218,7 @@ func (g *Greylist) Decide(ctx context.Context, a Attempt) (Decision, error) {
 			return Decision{}, err
 		}
 	}
-	g.tally.add(d)
+	g.tally.add(d, a.Time)
 	return d, nil
 }
 
@@ -232,7 +234,7 @@ func (g *Greylist) DecideAtHand(a Attempt) (Decision, bool) {
 	}
 	d, ok := g.atHand(g.plan(h, &a), a.Time.UnixMilli())
 	if ok {
-		g.tally.add(d)
+		g.tally.add(d, a.Time)
 	}
 	return d, ok
 }
@@ -244,7 +246,7 @@ func (g *Greylist) exempted(a *Attempt) (Decision, bool) {
 		if d.Reason == Vouched {
 			g.remember(a)
 		}
-		g.tally.add(d)
+		g.tally.add(d, a.Time)
 	}
 	return d, ok
 }
@@ -289,9 +291,18 @@ func (g *Greylist) atHand(p *plan, now int64) (Decision, bool) {
 	return Decision{}, false
 }
 
+// A Found record is one that an attempt looks at, and what it is about, which its key
+// alone does not tell: an origin, or what is expected; empty if that is sender and
+// recipient.
+type Found struct {
+	Entry
+	Of   string
+	Rcpt string // normalised; empty if it is about all
+}
+
 // Explain returns what Decide would answer, and the records that it would look
 // at as they are. It stores nothing.
-func (g *Greylist) Explain(ctx context.Context, a Attempt) (Decision, []Entry, error) {
+func (g *Greylist) Explain(ctx context.Context, a Attempt) (Decision, []Found, error) {
 	h, err := g.hash()
 	if err != nil {
 		return Decision{}, nil, err
@@ -301,10 +312,10 @@ func (g *Greylist) Explain(ctx context.Context, a Attempt) (Decision, []Entry, e
 	if err != nil {
 		return Decision{}, nil, err
 	}
-	var entries []Entry
+	var entries []Found
 	for i, r := range recs {
 		if r.State != Absent {
-			entries = append(entries, Entry{p.slots[i].key, r})
+			entries = append(entries, Found{Entry{p.slots[i].key, r}, p.slots[i].name, p.slots[i].rcpt})
 		}
 	}
 	d, ok := g.atOnce(&a)
@@ -331,7 +342,7 @@ func (g *Greylist) Trap(ctx context.Context, a Attempt) (Decision, error) {
 	}
 	d, err := g.update(ctx, g.plan(h, &a), a.Time.UnixMilli(), (*table).atTrap)
 	if err == nil && !d.Accept {
-		g.tally.add(d)
+		g.tally.add(d, a.Time)
 	}
 	return d, err
 }

@@ -273,11 +273,11 @@ func (g *Greylist) Expect(ctx context.Context, t time.Time, what, rcpt string, l
 	}
 	n := 0
 	expired := g.Expired(t)
-	for old, err := range g.store.All(ctx) {
+	for old, err := range Find(ctx, g.store, Query{Kind: KindExpect}) {
 		if err != nil {
 			return err
 		}
-		if old.Key.Kind() == KindExpect && old.Key != e.Key && !expired(old.Key, old.Record) {
+		if old.Key != e.Key && !expired(old.Key, old.Record) {
 			n++
 		}
 	}

@@ -186,7 +186,7 @@ func (a *Attempt) sharedOrigins() (origins []string) {
 	return origins
 }
 
-// maxParents bounds the domains that a name is looked for in.
+// maxParents bounds the domains above a name that it is looked for in.
 const maxParents = 5
 
 // expectable returns what an operator or a user may have to expect, for this
@@ -198,7 +198,11 @@ func (a *Attempt) expectable(host string) (what []string) {
 		}
 	}
 	addDomains := func(name string) {
-		labels := strings.Split(asciiDomain(name), ".")
+		name = asciiDomain(name)
+		if strings.Contains(name, ".") {
+			add(name)
+		}
+		labels := strings.Split(name, ".")
 		for i := max(0, len(labels)-maxParents); i+1 < len(labels); i++ {
 			add(strings.Join(labels[i:], "."))
 		}

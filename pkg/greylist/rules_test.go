@@ -115,9 +115,9 @@ func TestVouched(t *testing.T) {
 		if d.Accept && len(stored(t, g)) != 0 {
 			t.Errorf("%s: stored %v", name, stored(t, g))
 		}
-		// Classical greylisting knows no difference, but the mark.
+		// Classical greylisting knows no difference, but the mark, and lists.
 		d = try(t, New(Options{Policy: Policy{All: true}}), 0, tt.m)
-		if d.Accept || d.Suspect != tt.mark {
+		if d.Accept != (tt.by != "" && tt.m.listed != "") || d.Suspect != tt.mark {
 			t.Errorf("%s, all: %v, mark %q", name, d, d.Suspect)
 		}
 	}
@@ -400,7 +400,7 @@ func TestTrap(t *testing.T) {
 		t.Error(d)
 	}
 	// Every refusal is counted, once.
-	if n := g.tally.counts["reason trapped"]; n != 2 {
+	if n := g.tally.counts[counted{epoch.Unix() / 3600, "reason trapped"}]; n != 2 {
 		t.Errorf("%d refusals counted", n)
 	}
 }

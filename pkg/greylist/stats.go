@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
-	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +25,30 @@ const (
 	delayPrefix  = "delay "
 	delayMore    = delayPrefix + "more"
 )
+
+// The same are counted by the hour and by the day, with the number of it since the
+// epoch before the name. Others than the last go.
+const (
+	hourPrefix = 'h'
+	dayPrefix  = 'd'
+	hourMillis = int64(time.Hour / time.Millisecond)
+	keepHours  = 3 * 24
+	keepDays   = 400
+)
+
+func timed(prefix byte, n int64, name string) string {
+	return string(prefix) + strconv.FormatInt(n, 10) + " " + name
+}
+
+// parseTimed reads what timed returns.
+func parseTimed(s string) (prefix byte, n int64, name string, ok bool) {
+	head, name, ok := strings.Cut(s, " ")
+	if !ok || head == "" || head[0] != hourPrefix && head[0] != dayPrefix {
+		return 0, 0, "", false
+	}
+	n, err := strconv.ParseInt(head[1:], 10, 64)
+	return head[0], n, name, err == nil
+}
 
 var delayBounds = [...]int64{60, 120, 300, 600, 900, 1800, 3600, 2 * 3600, 4 * 3600, 8 * 3600, 24 * 3600}
 
@@ -68,7 +92,14 @@ type tally struct {
 	records   *census
 
 	mu     sync.Mutex
-	counts map[string]int64
+	counts map[counted]int64
+	pruned int64 // the hour in which old counters were last removed
+}
+
+// counted is what a counter of an hour is about.
+type counted struct {
+	hour int64 // since the epoch
+	name string
 }
 
 func newTally(set *metrics.Set) *tally {
@@ -78,7 +109,7 @@ func newTally(set *metrics.Set) *tally {
 		delays:    set.Histogram(delaySeconds),
 		unretried: set.Counter(unretriedTotal),
 		records:   newCensus(set),
-		counts:    make(map[string]int64),
+		counts:    make(map[counted]int64),
 	}
 	for _, r := range Reasons() {
 		t.decisions[r] = set.Counter(decisionsTotal, string(r))
@@ -115,7 +146,7 @@ func (c *census) add(step [Pass + 1]int64, done bool) {
 	}
 }
 
-func (t *tally) add(d Decision) {
+func (t *tally) add(d Decision, at time.Time) {
 	t.decisions[d.Reason].Inc()
 	if c := t.suspects[d.Suspect]; c != nil {
 		c.Inc()
@@ -125,12 +156,13 @@ func (t *tally) add(d Decision) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.counts[reasonPrefix+string(d.Reason)]++
+	hour := at.UnixMilli() / hourMillis
+	t.counts[counted{hour, reasonPrefix + string(d.Reason)}]++
 	if d.Suspect != Proper {
-		t.counts[markPrefix+string(d.Suspect)]++
+		t.counts[counted{hour, markPrefix + string(d.Suspect)}]++
 	}
 	if d.First {
-		t.counts[delayName(d.Delay)]++
+		t.counts[counted{hour, delayName(d.Delay)}]++
 	}
 }
 
@@ -153,20 +185,47 @@ func (g *Greylist) flush(ctx context.Context) error {
 	t := g.tally
 	t.mu.Lock()
 	counts := t.counts
-	t.counts = make(map[string]int64)
+	t.counts = make(map[counted]int64)
 	t.mu.Unlock()
 	if len(counts) == 0 {
 		return nil
 	}
-	_, err := g.store.Count(ctx, counts)
+	add := make(map[string]int64)
+	var last int64
+	for c, n := range counts {
+		add[c.name] += n
+		add[timed(hourPrefix, c.hour, c.name)] += n
+		add[timed(dayPrefix, c.hour/24, c.name)] += n
+		last = max(last, c.hour)
+	}
+	all, err := g.store.Count(ctx, add)
 	if err != nil {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		for name, n := range counts {
-			t.counts[name] += n
+		for c, n := range counts {
+			t.counts[c] += n
+		}
+		return err
+	}
+	if last = min(last, time.Now().UnixMilli()/hourMillis); last > t.pruned {
+		t.pruned = last
+		if old := outdated(all, last); len(old) > 0 {
+			_, err = g.store.Count(ctx, old)
 		}
 	}
 	return err
+}
+
+// outdated returns what makes the counters of hours and days long gone zero.
+func outdated(counts map[string]int64, hour int64) map[string]int64 {
+	old := make(map[string]int64)
+	for name, n := range counts {
+		prefix, at, _, ok := parseTimed(name)
+		if ok && n != 0 && (prefix == hourPrefix && at < hour-keepHours || prefix == dayPrefix && at < hour/24-keepDays) {
+			old[name] = -n
+		}
+	}
+	return old
 }
 
 // maxAhead is how far the time of an attempt may be ahead of the process's clock for
@@ -271,7 +330,7 @@ func (g *Greylist) sweep(ctx context.Context, t time.Time, log *slog.Logger) err
 	for k, r := range gone {
 		what := []any{"key", k}
 		if r.Origin != "" {
-			addr, name, _ := strings.Cut(r.Client, " ")
+			addr, name, _ := strings.Cut(cmp.Or(r.Client, strings.TrimPrefix(r.Origin, "net:")), " ")
 			what = []any{"addr", addr, "name", cmp.Or(name, "-"), "from", bracket(r.Sender), "rcpt", bracket(r.Rcpt), "origin", r.Origin}
 		}
 		log.Info("filter=greylist", append([]any{"event", "noretry"}, append(what, "tries", r.Tries, "first", time.UnixMilli(r.First).UTC().Format(time.RFC3339))...)...)
@@ -285,87 +344,4 @@ func bracket(addr string) string {
 		return addr
 	}
 	return "<" + addr + ">"
-}
-
-// Stats is what a store holds and has counted.
-type Stats struct {
-	Records map[string]map[string]int64 `json:"records"`  // by kind and state
-	Reasons map[Reason]int64            `json:"reasons"`  // decisions
-	Marks   map[Mark]int64              `json:"suspects"` // those of mail that is not vouched for
-	Delays  []int64                     `json:"delays"`   // of first passes, for each of DelayBounds, and over
-	Silent  []Silent                    `json:"silent"`   // networks that never retried, those with most attempts first
-}
-
-// A Silent network has attempts that were refused and not one retry.
-type Silent struct {
-	Network  string `json:"network"`
-	Attempts int64  `json:"attempts"`
-}
-
-const (
-	maxSilent  = 100
-	maxTracked = 100_000
-)
-
-// Stats looks at all records. Silent needs those stored in clear.
-func (g *Greylist) Stats(ctx context.Context, t time.Time) (Stats, error) {
-	s := Stats{
-		Records: make(map[string]map[string]int64),
-		Reasons: make(map[Reason]int64),
-		Marks:   make(map[Mark]int64),
-		Delays:  make([]int64, len(delayBounds)+1),
-	}
-	counts, err := g.store.Count(ctx, nil)
-	if err != nil {
-		return s, err
-	}
-	for name, n := range counts {
-		if r, ok := strings.CutPrefix(name, reasonPrefix); ok {
-			s.Reasons[Reason(r)] += n
-		}
-		if m, ok := strings.CutPrefix(name, markPrefix); ok {
-			s.Marks[Mark(m)] += n
-		}
-	}
-	for i, b := range delayBounds {
-		s.Delays[i] = counts[fmt.Sprint(delayPrefix, b)]
-	}
-	s.Delays[len(delayBounds)] = counts[delayMore]
-	silent := make(map[string]int64)
-	expired := g.Expired(t)
-	for e, err := range g.store.All(ctx) {
-		if err != nil {
-			return s, err
-		}
-		if expired(e.Key, e.Record) {
-			continue
-		}
-		kind, state := e.Key.Kind().String(), e.Record.State.String()
-		if s.Records[kind] == nil {
-			s.Records[kind] = make(map[string]int64)
-		}
-		s.Records[kind][state]++
-		net, ok := strings.CutPrefix(e.Record.Origin, "net:")
-		if !ok || e.Key.Kind() != KindAttempt {
-			continue
-		}
-		n, known := silent[net]
-		switch {
-		case !known && len(silent) >= maxTracked:
-		case e.Record.Tries > 1 || n < 0:
-			silent[net] = -1
-		case t.UnixMilli()-e.Record.First > g.policy.PassTime.Milliseconds():
-			silent[net]++
-		}
-	}
-	for net, n := range silent {
-		if n > 0 {
-			s.Silent = append(s.Silent, Silent{net, n})
-		}
-	}
-	slices.SortFunc(s.Silent, func(a, b Silent) int {
-		return cmp.Or(cmp.Compare(b.Attempts, a.Attempts), cmp.Compare(a.Network, b.Network))
-	})
-	s.Silent = s.Silent[:min(len(s.Silent), maxSilent)]
-	return s, nil
 }

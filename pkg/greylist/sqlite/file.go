@@ -186,13 +186,17 @@ func (r *reader) find(ctx context.Context, q greylist.Query, after greylist.Key,
 		where = strings.Replace(where, "k >", "+k >", 1) + " AND substr(k, 16, 1) >= x'08'" // by the index
 		limit, n = " LIMIT ?", q.Kind.Most()*2
 	}
-	for _, part := range []struct{ column, text string }{{"sender", q.Sender}, {"rcpt", q.Rcpt}} {
+	for _, part := range []struct{ condition, text string }{
+		{"instr(rcpt, ?) > 0", q.Rcpt},
+		{"(instr(sender, ?) > 0 OR instr(origin, ?) > 0)", q.Sender},
+		{"(instr(client, ?) > 0 OR instr(origin, ?) > 0)", q.Client},
+	} {
 		if part.text != "" {
-			where, args = where+" AND instr("+part.column+", ?)", append(args, part.text)
+			where += " AND " + part.condition
+			for range strings.Count(part.condition, "?") {
+				args = append(args, part.text)
+			}
 		}
-	}
-	if q.Client != "" {
-		where, args = where+" AND (instr(client, ?) OR instr(origin, ?))", append(args, q.Client, q.Client)
 	}
 	rows, err := r.db.QueryContext(ctx, "SELECT "+columns+" FROM rec WHERE "+where+limit, append(args, n)...)
 	if err != nil {

@@ -717,7 +717,7 @@ func (b Backend) testExchange(t *testing.T) {
 			t.Error(errs, d)
 		}
 	}
-	if err := g.Allow(t.Context(), epoch, "198.51.100.1"); err != nil {
+	if _, err := g.Allow(t.Context(), epoch, "198.51.100.1"); err != nil {
 		t.Error(err)
 	}
 	d, err := g.Decide(t.Context(), greylist.Attempt{Time: epoch, Client: greylist.Client{Addr: netip.MustParseAddr("198.51.100.1"), Class: greylist.NoName}, Sender: "x@y.example", Rcpts: []string{"b@b.example"}})

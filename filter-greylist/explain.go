@@ -49,7 +49,7 @@ func (c *check) Explain(ctx context.Context, q program.Query, t *program.Table) 
 	}
 	d, entries, err := c.greylist.Explain(ctx, a)
 	if err != nil {
-		return fmt.Errorf("explain: %w", err)
+		return cmp.Or(c.usable(), fmt.Errorf("explain: %w", err))
 	}
 	suspect := "no"
 	if d.Suspect != greylist.Proper {

@@ -13,6 +13,7 @@ import (
 	"github.com/gaissmai/bart"
 
 	"opensmtpd-filters/pkg/greylist"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/spf"
 )
 
@@ -54,6 +55,7 @@ func providerNames() []string {
 
 // Times and bounds of the walk through what providers publish.
 const (
+	walkers     = 4 // at a time
 	walkLookups = 40
 	walkTime    = time.Minute // for one provider
 	walkEvery   = 24 * time.Hour
@@ -121,42 +123,62 @@ func (c *check) keepProviders(ctx context.Context) {
 	}
 }
 
-// walkProviders asks the DNS for the networks of providers, one after the other, and
-// says whether all have answered.
+// walkProviders asks the DNS for the networks of providers, and says whether all have
+// answered.
 func (c *check) walkProviders(ctx context.Context) (all bool) {
-	known := make([]greylist.Networks, len(providers))
-	if old, err := c.greylist.Networks(ctx, providerNames()); err == nil {
-		known = old
-		c.networks.set(known)
+	known, err := c.greylist.Networks(ctx, providerNames())
+	if err != nil {
+		known = make([]greylist.Networks, len(providers))
+	}
+	c.networks.set(known)
+	found := make([]spf.Published, len(providers))
+	free, done := make(chan bool, walkers), make(chan int)
+	for i, p := range providers {
+		found[i].Failed = []string{p.domain} // until it has answered
+		guard.Go(c.Log, "providers", func() {
+			defer func() { done <- i }()
+			free <- true
+			defer func() { <-free }()
+			one, cancel := context.WithTimeout(ctx, walkTime)
+			defer cancel()
+			found[i] = spf.Networks(one, c.Resolver, p.domain, walkLookups)
+		})
 	}
 	all = true
-	var failed []string
-	for i, p := range providers {
-		one, cancel := context.WithTimeout(ctx, walkTime)
-		found := spf.Networks(one, c.Resolver, p.domain, walkLookups)
-		cancel()
+	var old []string
+	for range providers {
+		i := <-done
 		if ctx.Err() != nil {
-			return false
+			all = false
+			continue
 		}
-		complete := len(found.Failed) == 0
-		n, err := c.greylist.SetNetworks(ctx, time.Now(), p.name, found.Nets, complete)
-		if err != nil { // for this run it is known all the same
-			n = known[i]
-			n.Provider, n.Failures = p.name, n.Failures+1
-			if len(found.Nets) > 0 && (complete || len(n.Nets) == 0) {
-				n.Nets, n.Failures = found.Nets, 0
-			}
-		}
-		c.Log.Debug("filter=greylist", "event", "provider", "provider", p.name, "networks", len(n.Nets), "lookups", found.Lookups,
-			"failed", strings.Join(found.Failed, ","), "odd", strings.Join(found.Odd, "; "))
-		known[i] = n
+		known[i] = c.foundNetworks(ctx, providers[i], known[i], found[i])
 		c.networks.set(known)
-		if all = all && n.Failures == 0; n.Failures >= saidAfter {
-			failed = append(failed, p.name)
+		silent := len(found[i].Failed) > 0
+		all = all && !silent
+		if known[i].Failures >= saidAfter && (silent || known[i].Nets != nil) {
+			old = append(old, providers[i].name)
 		}
 	}
-	if failed != nil {
-		c.Complain.Say(slog.LevelWarn, "providers", "networks of providers cannot be renewed, those known before stay; see filter-greylist providers", "providers", strings.Join(failed, ","))
+	if old != nil {
+		slices.Sort(old)
+		c.Complain.Say(slog.LevelWarn, "providers", "networks of providers cannot be renewed, those known before stay; see filter-greylist providers", "providers", strings.Join(old, ","))
 	}
 	return all
+}
+
+// foundNetworks stores what was found of a provider, and returns what is known now.
+func (c *check) foundNetworks(ctx context.Context, p provider, old greylist.Networks, found spf.Published) greylist.Networks {
+	complete := len(found.Failed) == 0
+	n, err := c.greylist.SetNetworks(ctx, time.Now(), p.name, found.Nets, complete)
+	if err != nil { // for this run it is known all the same
+		n = old
+		n.Provider, n.Failures = p.name, n.Failures+1
+		if len(found.Nets) > 0 && (complete || len(n.Nets) == 0) {
+			n.Nets, n.Failures = found.Nets, 0
+		}
+	}
+	c.Log.Debug("filter=greylist", "event", "provider", "provider", p.name, "networks", len(n.Nets), "lookups", found.Lookups,
+		"failed", strings.Join(found.Failed, ","), "odd", strings.Join(found.Odd, "; "))
+	return n
 }

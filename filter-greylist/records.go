@@ -4,7 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"os"
+	"os/user"
+	"path/filepath"
 	"slices"
+	"syscall"
 	"time"
 
 	"opensmtpd-filters/pkg/exempt"
@@ -184,8 +189,46 @@ func (c *check) Config(t *program.Table) {
 	t.Row("entries of -trap", "%d", c.traps.Value().Len())
 }
 
+// usable says what keeps a command from the records, and what to do about it.
+func (c *check) usable() error {
+	if c.database == "" {
+		return nil
+	}
+	owner := "the user of the filter"
+	if fi, err := os.Stat(filepath.Dir(c.database)); err == nil {
+		if st, ok := fi.Sys().(*syscall.Stat_t); ok {
+			if u, err := user.LookupId(fmt.Sprint(st.Uid)); err == nil {
+				owner = u.Username
+			}
+		}
+	}
+	say := func(path string, err error) error {
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && path == c.database:
+			return fmt.Errorf("there is no database %s: smtpd makes it when it first runs the filter; give its -store if that is another", path)
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("there is no secret %s, with which the records of %s were made", path, c.database)
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("%s cannot be used by this user: run this as root or as %s", path, owner)
+		}
+		return nil // the store says so itself
+	}
+	f, err := guard.Open(c.database, os.O_RDWR, 0)
+	if err != nil {
+		return say(c.database, err)
+	}
+	f.Close()
+	if f, err = os.OpenFile(c.keyPath(), os.O_RDONLY|syscall.O_NONBLOCK, 0); err != nil {
+		return say(c.keyPath(), err)
+	}
+	return f.Close()
+}
+
 // Command carries out a command of the operator.
 func (c *check) Command(args []string) error {
+	if err := c.usable(); err != nil {
+		return err
+	}
 	o := &operator{
 		greylist: c.greylist, clear: c.storeAddresses, lists: c.entries, files: c.imports,
 		in: c.In, out: c.Out, now: time.Now(),

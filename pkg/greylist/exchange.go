@@ -129,7 +129,7 @@ func (g *Greylist) Import(ctx context.Context, t time.Time, r io.Reader, file st
 		switch {
 		case wrong != nil:
 			bad.add(n, wrong)
-		case strings.TrimSpace(line) != "":
+		case strings.Trim(line, " \t") != "" && line[0] != '#':
 			bad.good++
 		}
 		if ok {

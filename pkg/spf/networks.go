@@ -22,6 +22,9 @@ var errMessage = errors.New("depends on the message")
 // maxMX is the number of mail servers of one mx term (RFC 7208 section 4.6.4).
 const maxMX = 10
 
+// maxFailed is the number of questions without an answer after which no more are asked.
+const maxFailed = 3
+
 // Published is what a domain publishes of the networks that send for it.
 type Published struct {
 	Nets    []netip.Prefix // in order, without those that lie in others
@@ -85,6 +88,9 @@ func (w *netWalk) ask(name string, do func() error) (ok bool) {
 	if w.Lookups >= w.most {
 		w.odd("more than %d lookups", w.most)
 		return false
+	}
+	if len(w.Failed) >= maxFailed {
+		return false // they are not complete anyway
 	}
 	w.Lookups++
 	err := do()

@@ -60,6 +60,10 @@ not.example TXT v=spf1 -ip4:192.0.2.7 ?include:not2.example ip4:192.0.2.0/24 ip4
 not2.example TXT v=spf1 ip4:203.0.113.0/26 -all
 two.example TXT v=spf1 ip4:192.0.2.0/24 -all
 two.example TXT v=spf1 ip4:192.0.2.0/24 ~all
+deaf.example TXT v=spf1 ip4:192.0.2.0/24 include:broken.example a:broken2.example include:n.example -all
+broken2.example A broken
+broken2.example AAAA broken
+n.example TXT v=spf1 ip4:198.51.100.0/24 -all
 macro.example TXT v=spf1 exists:%{i}.x.example include:%{d}.x.example ptr ip4:192.0.2.0/24 foo ip4:nonsense ip4:192.0.2.0/33 ip6:192.0.2.1 x=y -all
 `
 	for _, tt := range []struct {
@@ -80,6 +84,7 @@ macro.example TXT v=spf1 exists:%{i}.x.example include:%{d}.x.example ptr ip4:19
 		{"two.example", "", 1, "", "has 2 SPF records"},
 		{"nowhere.example", "", 1, "", "has 0 SPF records"},
 		{"broken.example", "", 1, "broken.example", ""},
+		{"deaf.example", "192.0.2.0/24", 4, "broken.example broken2.example broken2.example", ""},
 		{"macro.example", "192.0.2.0/24", 1, "", "depends on the message"},
 	} {
 		p, z := networksOf(t, text, tt.domain, 40)

@@ -87,7 +87,7 @@ install: all
 	for f in ${FILTERS}; do install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f || exit 1; done
 	install -m 755 bin/filterctl ${DESTDIR}${SBINDIR}/filterctl
 	for f in ${PROGRAMS}; do install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; done
-	install -m 644 man/opensmtpd-filters.7 ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7
+	for f in opensmtpd-filters opensmtpd-filters-metrics; do install -m 644 man/$$f.7 ${DESTDIR}${MANDIR}/man7/$$f.7 || exit 1; done
 	-for f in filter-greylist filter-senderscore; do \
 		install -d -m 750 -o ${FILTERUSER} ${DESTDIR}${STATEDIR}/$$f || exit 1; \
 	done
@@ -96,7 +96,7 @@ uninstall:
 	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f; done
 	rm -f ${DESTDIR}${SBINDIR}/filterctl
 	for f in ${PROGRAMS}; do rm -f ${DESTDIR}${MANDIR}/man8/$$f.8; done
-	rm -f ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7
+	rm -f ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7 ${DESTDIR}${MANDIR}/man7/opensmtpd-filters-metrics.7
 
 clean:
 	rm -rf bin

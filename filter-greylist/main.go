@@ -76,6 +76,7 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 		if err := c.openStore(); err != nil {
 			return nil, err
 		}
+		c.Metrics.Counter(storeErrorsTotal)               // there from the start: alerts are about its rise
 		c.OpenResolver(resolve.Options{CacheSize: 16384}) // most senders come once
 		c.openDNSWL()
 		c.spf = spf.New(spf.Options{Resolver: c.Resolver, Timeout: c.Timeout.Value, Metrics: c.Metrics})

@@ -17,14 +17,15 @@ set -eu
 # nsd          serves one with a wildcard, unbound and dnsmasq stand between
 # msmtp        a client that does not try again by itself
 # lib...       for postfix, a client that does; see below
-# prometheus   promtool, and node_exporter, which read metrics; see below
+# prometheus   with promtool and node_exporter, which read metrics; see below
+# fail2ban     reads the log
 # redis-server holds one greylist for several hosts; so does valkey-server, of Debian 13
 # postgrey     the greylisting of Postfix
 # faketime     gives it the clock of the simulation
 # gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
-all) packages="opensmtpd iproute2 debootstrap mandoc groff-base rbldnsd nsd unbound dnsmasq-base msmtp redis-server libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+all) packages="opensmtpd iproute2 debootstrap mandoc groff-base rbldnsd nsd unbound dnsmasq-base msmtp redis-server fail2ban libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
 demo) packages="opensmtpd iproute2" ;;
 bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev redis-server" ;;
 *)
@@ -40,6 +41,9 @@ postfix=$cache/postfix
 prometheus=$cache/prometheus
 senderscore=$cache/senderscore
 valkey=usr/bin/valkey-server # in the root of Debian 13
+
+# What an earlier install.sh has left may lack a program.
+[ $what != all ] || [ ! -d $prometheus ] || [ -x $prometheus/prometheus ] || [ "$(id -u)" != 0 ] || rm -rf $prometheus
 
 die() {
 	echo "install.sh: $*" >&2
@@ -118,12 +122,12 @@ if [ ! -d $postfix ]; then
 	chmod -R ug-s $postfix.part # else they do not look at LD_LIBRARY_PATH
 	mv $postfix.part $postfix
 fi
-# Of these only two programs are wanted, and no daemon.
+# Of these only the programs are wanted, and no service.
 if [ ! -d $prometheus ]; then
 	rm -rf $prometheus.part
 	mkdir $prometheus.part
 	run sh -c "cd $prometheus.part && apt-get download prometheus prometheus-node-exporter &&
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components 3 ./usr/bin/promtool &&
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components 3 ./usr/bin/promtool ./usr/bin/prometheus &&
 		dpkg-deb --fsys-tarfile prometheus-node-exporter_*.deb | tar -x --strip-components 3 ./usr/bin/prometheus-node-exporter &&
 		rm *.deb"
 	mv $prometheus.part $prometheus

@@ -93,11 +93,15 @@ func TestManualExamples(t *testing.T) {
 			examples = append(examples, regexp.MustCompile(`(?m)^    `).ReplaceAllString(block, ""))
 		}
 	}
-	overview, err := os.ReadFile("../man/opensmtpd-filters.7")
-	if err != nil {
-		t.Fatal(err)
+	var pages []string
+	overviews, _ := filepath.Glob("../man/*.7")
+	for _, path := range overviews {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		pages = append(pages, string(text))
 	}
-	pages := []string{string(overview)}
 	for _, program := range append(filters(), "filterctl") {
 		pages = append(pages, page(t, program))
 	}

@@ -54,8 +54,9 @@ func metricsArgs(filter, dir string) (args []string, known bool) {
 	return append([]string{"-resolver", "127.0.0.1:9"}, args...), known
 }
 
-// count lets a filter hear a recorded session and write its metrics to file.
-func count(t *testing.T, filter, file string) {
+// count lets a filter hear a recorded session and write its metrics to file. Of
+// a flag that comes again the last one counts.
+func count(t *testing.T, filter, file string, more ...string) {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.WriteFile(filepath.Join(dir, "list"), []byte("192.0.2.0/24\n"), 0o644); err != nil {
@@ -65,6 +66,7 @@ func count(t *testing.T, filter, file string) {
 	if !known {
 		t.Fatalf("no command line for %s", filter)
 	}
+	args = append(args, more...)
 	in, err := fs.ReadFile(filtertest.Traces(), "7.8-proto0.7/17_multi_rcpt.in")
 	if err != nil {
 		t.Fatal(err)

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"os/user"
 	"slices"
 	"strconv"
 	"strings"
@@ -180,9 +179,6 @@ func (c *conf) try(ctx context.Context, p *smtpdconf.Proc) (answer, error) {
 // warns of is left out.
 func unwritable(p *smtpdconf.Proc, a answer) (errs []error) {
 	u, err := filterUser(p)
-	if os.Geteuid() != 0 {
-		u, err = user.Current()
-	}
 	if err != nil {
 		return []error{err}
 	}
@@ -245,6 +241,9 @@ func (r *report) early() {
 		}
 		for _, f := range l.Filter.All() {
 			a, ok := r.answers[f.Proc]
+			if a.row("-dryRun") == "true" {
+				continue
+			}
 			if phase := r.phase(f.Proc, a, l); ok && slices.Contains([]string{"connect", "helo", "ehlo"}, phase) {
 				r.warn(f.Place, "filter %s decides at %s, and the listener of %s has auth: own users are judged before they can authenticate", f.Name, phase, l.Place)
 			}
@@ -295,6 +294,9 @@ func (r *report) junked() {
 func junks(f *smtpdconf.Filter, a answer) bool {
 	if f.Phase != "" {
 		return strings.HasSuffix(f.Phase, " junk")
+	}
+	if a.row("-dryRun") == "true" {
+		return false
 	}
 	for _, line := range a.text {
 		name, value, _ := strings.Cut(line, "  ")

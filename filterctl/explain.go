@@ -154,16 +154,13 @@ func (k *call) explain(c *conf, f *smtpdconf.Filter) error {
 // gets says what becomes of the client and its mail, if the word at last is the
 // last one.
 func gets(words []*word, last int) string {
-	var notes, delays []string
+	var unknown, delays []string
 	for i, w := range words {
 		if i > last {
 			break
 		}
-		switch {
-		case w.action == "" && w.err == nil:
-			notes = append(notes, "unless "+w.filter.Name+" says otherwise")
-		case w.action == "":
-			notes = append(notes, "if "+w.filter.Name+" lets it pass")
+		if w.action == "" {
+			unknown = append(unknown, w.filter.Name)
 		}
 		if w.delay != "" {
 			delays = append(delays, w.delay)
@@ -181,8 +178,8 @@ func gets(words []*word, last int) string {
 	if len(delays) > 0 {
 		what += ", after waiting " + strings.Join(delays, " and ")
 	}
-	if len(notes) > 0 {
-		what += " " + strings.Join(notes, ", ")
+	if len(unknown) > 0 {
+		what += " (what these do is not known: " + strings.Join(unknown, ", ") + ")"
 	}
 	return what
 }

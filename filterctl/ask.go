@@ -114,35 +114,33 @@ func lines(b *bytes.Buffer) (lines []string) {
 	return lines
 }
 
-// credential is the user and group that smtpd gives a filter.
+// credential is the user and the one group that smtpd gives a filter.
 func credential(p *smtpdconf.Proc) (*syscall.Credential, error) {
 	u, err := filterUser(p)
 	if err != nil {
 		return nil, err
 	}
-	gid := u.Gid
-	if p.Group != "" {
-		g, err := user.LookupGroup(p.Group)
-		if err != nil {
-			return nil, fmt.Errorf("group %s: there is no such group, and smtpd would end", p.Group)
-		}
-		gid = g.Gid
-	}
-	id := func(s string) uint32 {
-		n, _ := strconv.ParseUint(s, 10, 32)
-		return uint32(n)
-	}
-	return &syscall.Credential{Uid: id(u.Uid), Gid: id(gid), Groups: []uint32{id(gid)}}, nil
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	return &syscall.Credential{Uid: uint32(uid), Gid: uint32(gid), Groups: []uint32{uint32(gid)}}, errors.Join(err, err2)
 }
 
-// filterUser is the user of a filter.
+// filterUser is the user of a filter, with its group.
 func filterUser(p *smtpdconf.Proc) (*user.User, error) {
-	if p.User == "" {
-		return cli.SMTPDUser()
+	u, err := cli.SMTPDUser()
+	if p.User != "" {
+		if u, err = user.Lookup(p.User); err != nil {
+			err = fmt.Errorf("user %s: there is no such user, and smtpd would end", p.User)
+		}
 	}
-	u, err := user.Lookup(p.User)
+	if err != nil || p.Group == "" {
+		return u, err
+	}
+	g, err := user.LookupGroup(p.Group)
 	if err != nil {
-		return nil, fmt.Errorf("user %s: there is no such user, and smtpd would end", p.User)
+		return nil, fmt.Errorf("group %s: there is no such group, and smtpd would end", p.Group)
 	}
-	return u, nil
+	with := *u
+	with.Gid = g.Gid
+	return &with, nil
 }

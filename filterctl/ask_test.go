@@ -77,3 +77,29 @@ func TestFilterFolder(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A filter has the group of its line, or that of its user, and no other.
+func TestFilterUser(t *testing.T) {
+	for _, tt := range []struct {
+		user, group string
+		uid, gid    uint32
+		err         string
+	}{
+		{"root", "", 0, 0, ""},
+		{"nobody", "root", 65534, 0, ""},
+		{"nobody-here", "", 0, 0, "user nobody-here: there is no such user, and smtpd would end"},
+		{"root", "nobody-here", 0, 0, "group nobody-here: there is no such group, and smtpd would end"},
+	} {
+		c, err := credential(&smtpdconf.Proc{User: tt.user, Group: tt.group})
+		switch {
+		case tt.err != "":
+			if err == nil || err.Error() != tt.err {
+				t.Errorf("%s, %s: %v, want %s", tt.user, tt.group, err, tt.err)
+			}
+		case err != nil:
+			t.Error(err)
+		case c.Uid != tt.uid || c.Gid != tt.gid || len(c.Groups) != 1 || c.Groups[0] != tt.gid:
+			t.Errorf("%s, %s: %+v", tt.user, tt.group, c)
+		}
+	}
+}

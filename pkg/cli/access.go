@@ -91,19 +91,11 @@ func SMTPDUser() (u *user.User, err error) {
 	return nil, errors.New("there is no user _smtpd, opensmtpd or smtpd: is OpenSMTPD installed?")
 }
 
+// accountOf returns a user with the one group that smtpd lets a filter have.
 func accountOf(u *user.User) (account, bool) {
-	who := account{name: u.Username, groups: make(map[uint64]bool)}
-	var err error
-	if who.uid, err = strconv.ParseUint(u.Uid, 10, 32); err != nil {
-		return account{}, false
-	}
-	ids, _ := u.GroupIds()
-	for _, id := range append(ids, u.Gid) {
-		if g, err := strconv.ParseUint(id, 10, 32); err == nil {
-			who.groups[g] = true
-		}
-	}
-	return who, true
+	uid, err := strconv.ParseUint(u.Uid, 10, 32)
+	gid, err2 := strconv.ParseUint(u.Gid, 10, 32)
+	return account{u.Username, uid, map[uint64]bool{gid: true}}, err == nil && err2 == nil
 }
 
 // CheckWritableBy is CheckWritable for a given user.

@@ -85,7 +85,7 @@ func (g confGen) statement() string {
 	case 9:
 		return join("filter", g.name(), "phase", "connect", "match", g.pick("!", "")+g.pick("rdns", "fcrdns"), g.pick("junk", `disconnect "550 no"`)) + "\n"
 	case 10:
-		return g.pick("# a comment", `# with a \`+"\ncontinuation", "", "   ", "include \"@DIR@/more.conf\"", "include "+g.text(), "filter", "filtre f1", "= x", "\\")
+		return g.pick("# a comment", `# with a \`+"\ncontinuation", "", "   ", "include \"@DIR@/more.conf\"", "include "+g.pick(`"no such file"`, "none", "$m", `'no\'ne'`, `"no\ne"`), "filter", "filtre f1", "= x", "\\")
 	}
 	return g.text()
 }

@@ -18,6 +18,8 @@ var commands = []command{
 	{"allow", "[flags] WHAT [COMMENT]", "let pass a client, sender= or rcpt=: adds a line to the list that all filters read", allow},
 	{"deny", "[flags] WHAT [COMMENT]", "have filter-dnsbl refuse a client: adds a line to that list", deny},
 	{"doctor", "[flags]", "is this machine fit for filters", examine},
+	{"why", "PATTERN [-since TIME] [FILE ...]", "the sessions of an address, name, sender, recipient or session id: what each filter said", why},
+	{"report", "[-since TIME] [-html FILE | -json] [-metrics FILE] [FILE ...]", "what happened: mail by what became of it, by filter, client, recipient and list", makeReport},
 }
 
 // A command is one word of the command line. New adds the command's flags; what it
@@ -34,6 +36,7 @@ type call struct {
 	*cli.Flags
 	in       io.Reader
 	out, err io.Writer // fit for a terminal
+	raw      io.Writer // out as it is
 	args     []string  // what is no flag
 }
 
@@ -65,7 +68,7 @@ func run(args []string, in io.Reader, out, err io.Writer) int {
 func (c command) run(args []string, in io.Reader, out, err io.Writer) int {
 	k := &call{
 		Flags: cli.New(cli.Options{Name: "filterctl " + c.name, Synopsis: []string{c.args}, Args: true, Command: true}),
-		in:    in, out: cli.Printable(out), err: cli.Printable(err),
+		in:    in, out: cli.Printable(out), err: cli.Printable(err), raw: out,
 	}
 	do := c.new(k)
 	bad := k.parse(args)

@@ -20,14 +20,16 @@ set -eu
 # prometheus   with promtool and node_exporter, which read metrics; see below
 # fail2ban     reads the log
 # redis-server holds one greylist for several hosts; so does valkey-server, of Debian 13
+# chromium...  opens the page of filterctl report; it has no window
 # postgrey     the greylisting of Postfix
+# pflogsumm    reports what Postfix has logged
 # faketime     gives it the clock of the simulation
 # gcc          for a filter in C, the peer of ours; and see below
 what=${1-all}
 case $what in
-all) packages="opensmtpd iproute2 debootstrap mandoc groff-base rbldnsd nsd unbound dnsmasq-base msmtp redis-server fail2ban libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3" ;;
+all) packages="opensmtpd iproute2 debootstrap mandoc groff-base rbldnsd nsd unbound dnsmasq-base msmtp redis-server fail2ban libdb5.3 libicu72 libnsl2 libsasl2-2 libssl3 chromium-headless-shell" ;;
 demo) packages="opensmtpd iproute2" ;;
-bench) packages="faketime postgrey opensmtpd iproute2 gcc libc6-dev redis-server" ;;
+bench) packages="faketime postgrey pflogsumm opensmtpd iproute2 gcc libc6-dev redis-server" ;;
 *)
 	echo "usage: install.sh [demo|bench]" >&2
 	exit 1

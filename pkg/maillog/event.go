@@ -33,31 +33,50 @@ type Event struct {
 	Text    []byte // the keys and values, or what trouble there is
 }
 
-// kinds are smtpd's lines, by what follows the session id.
-var kinds = []struct {
-	text string
-	kind Kind
-}{
-	{"smtp connected ", Connected},
-	{"smtp disconnected ", Disconnected},
-	{"smtp failed-command ", Failed},
-	{"smtp message ", Message},
-	{"smtp envelope ", Envelope},
-	{"smtp tls ", TLS},
-	{"smtp authentication ", Auth},
-	{"mda delivery ", Delivery},
-	{"mta delivery ", Delivery},
+// kindOf tells a line of smtpd by what follows the session id, "smtp connected ",
+// and returns the rest.
+func kindOf(b []byte) (Kind, []byte) {
+	if len(b) < 6 || b[4] != ' ' && b[3] != ' ' {
+		return Other, b
+	}
+	part, rest, _ := bytes.Cut(b, []byte(" "))
+	word, after, ok := bytes.Cut(rest, []byte(" "))
+	kind := Other
+	switch string(part) {
+	case "smtp":
+		switch string(word) {
+		case "connected":
+			kind = Connected
+		case "disconnected":
+			kind = Disconnected
+		case "failed-command":
+			kind = Failed
+		case "message":
+			kind = Message
+		case "envelope":
+			kind = Envelope
+		case "tls":
+			kind = TLS
+		case "authentication":
+			kind = Auth
+		}
+	case "mda", "mta":
+		if string(word) == "delivery" {
+			kind = Delivery
+		}
+	}
+	if kind == Other || !ok {
+		return Other, b
+	}
+	return kind, after
 }
 
-// Parse takes the text of a line apart. The event has parts of text.
+// Parse takes the text of a line apart. The event has parts of text, and its Text
+// is the end of it.
 func Parse(text []byte) Event {
 	if id, rest, ok := session(text); ok {
-		for i := range kinds {
-			if after, ok := bytes.CutPrefix(rest, []byte(kinds[i].text)); ok {
-				return Event{Kind: kinds[i].kind, Session: id, Text: after}
-			}
-		}
-		return Event{Session: id, Text: rest}
+		kind, rest := kindOf(rest)
+		return Event{Kind: kind, Session: id, Text: rest}
 	}
 	i := bytes.IndexByte(text, ':')
 	if i <= 0 || i+2 > len(text) || text[i+1] != ' ' || bytes.IndexByte(text[:i], ' ') >= 0 {
@@ -96,9 +115,9 @@ func session(b []byte) (id uint64, rest []byte, ok bool) {
 func hex(b []byte) (n uint64, ok bool) {
 	for _, c := range b {
 		switch {
-		case c >= '0' && c <= '9':
+		case c-'0' <= 9:
 			n = n<<4 | uint64(c-'0')
-		case c >= 'a' && c <= 'f':
+		case c-'a' <= 5:
 			n = n<<4 | uint64(c-'a'+10)
 		default:
 			return 0, false

@@ -1,7 +1,7 @@
 package maillog
 
 import (
-	"container/list"
+	"cmp"
 	"encoding/binary"
 	"iter"
 	"time"
@@ -26,26 +26,72 @@ type Session struct {
 	lines    []byte
 	n        int
 	messages []uint32
-	place    *list.Element
+	next     *Session // in the order of a queue
+	before   *Session
 }
 
 // Lines returns the lines of the session in the order of the log, with their times.
 // Texts are valid until the session is given back.
 func (s *Session) Lines() iter.Seq2[time.Time, []byte] {
 	return func(yield func(time.Time, []byte) bool) {
-		for b := s.lines; len(b) > 0; {
-			us := int64(binary.NativeEndian.Uint64(b))
-			n := int(binary.NativeEndian.Uint32(b[8:]))
-			var t time.Time
-			if us != noTime {
-				t = time.UnixMicro(us).In(s.Begin.Location())
-			}
-			if !yield(t, b[12:12+n]) {
+		for h, text := range s.records() {
+			if !yield(s.time(h), text) {
 				return
 			}
-			b = b[12+n:]
 		}
 	}
+}
+
+// Events returns the lines as Parse has taken them apart.
+func (s *Session) Events() iter.Seq2[time.Time, Event] {
+	return func(yield func(time.Time, Event) bool) {
+		for h, text := range s.records() {
+			e := Event{Kind: h.kind, Session: h.session, Text: text[h.text:]}
+			if h.filter > 0 {
+				e.Filter = text[:h.filter]
+			}
+			if h.program > 0 {
+				e.Program = text[h.text-h.program-1 : h.text-1]
+			}
+			if !yield(s.time(h), e) {
+				return
+			}
+		}
+	}
+}
+
+// A record is what stands before each line.
+type record struct {
+	time                  int64 // microseconds since the epoch
+	session               uint64
+	len                   int // of the line
+	kind                  Kind
+	filter, program, text int // length, length, and where it begins
+}
+
+const recordSize = 8 + 8 + 4 + 1 + 4*3
+
+func (s *Session) records() iter.Seq2[record, []byte] {
+	return func(yield func(record, []byte) bool) {
+		for b := s.lines; len(b) > 0; {
+			h := record{
+				time: int64(binary.NativeEndian.Uint64(b)), session: binary.NativeEndian.Uint64(b[8:]),
+				len: int(binary.NativeEndian.Uint32(b[16:])), kind: Kind(b[20]), filter: int(binary.NativeEndian.Uint32(b[21:])),
+				program: int(binary.NativeEndian.Uint32(b[25:])), text: int(binary.NativeEndian.Uint32(b[29:])),
+			}
+			if !yield(h, b[recordSize:recordSize+h.len]) {
+				return
+			}
+			b = b[recordSize+h.len:]
+		}
+	}
+}
+
+func (s *Session) time(h record) time.Time {
+	if h.time == noTime {
+		return time.Time{}
+	}
+	return time.UnixMicro(h.time).In(s.Begin.Location())
 }
 
 const noTime = -1 << 63
@@ -53,17 +99,25 @@ const noTime = -1 << 63
 // Messages returns the ids of the messages that smtpd has taken.
 func (s *Session) Messages() []uint32 { return s.messages }
 
-// Keep returns a copy for the time after Sink.Session.
-func (s *Session) Keep() *Session { return s.KeepIn(nil) }
-
-// KeepIn is Keep with the memory of a copy that is not needed any more.
-func (s *Session) KeepIn(old *Session) *Session {
-	if old == nil || cap(old.lines) > 2*len(s.lines)+256 {
+// Take makes the session one of the caller, for the time after Sink.Session. Old is
+// one that the caller does not need any more, or nil: its memory is used again.
+func (s *Session) Take(old *Session) *Session {
+	if old == nil {
 		old = new(Session)
 	}
+	lines, messages := old.lines, old.messages
+	old.ID, old.Begin, old.Ended, old.Cut, old.n, old.lines, old.messages = s.ID, s.Begin, s.Ended, s.Cut, s.n, s.lines, s.messages
+	s.lines, s.messages = lines[:0], messages[:0]
+	return old
+}
+
+// Copy returns a copy, in the memory of an old one if that is not nil and fits.
+func (s *Session) Copy(old *Session) *Session {
+	if old == nil || cap(old.lines) < len(s.lines) || cap(old.lines) > len(s.lines)*5/4+128 {
+		old = &Session{lines: make([]byte, 0, len(s.lines))}
+	}
 	lines, messages := append(old.lines[:0], s.lines...), append(old.messages[:0], s.messages...)
-	*old = *s
-	old.lines, old.messages, old.place = lines, messages, nil
+	*old = Session{ID: s.ID, Begin: s.Begin, Ended: s.Ended, Cut: s.Cut, n: s.n, lines: lines, messages: messages}
 	return old
 }
 
@@ -71,7 +125,7 @@ func (s *Session) KeepIn(old *Session) *Session {
 func (s *Session) Size() int { return cap(s.lines) + 4*cap(s.messages) + 128 }
 
 // Append adds a line, such as one that Sink.Late was given.
-func (s *Session) Append(l Line) {
+func (s *Session) Append(l Line, e Event) {
 	for range l.Count {
 		if s.n == maxLines || len(s.lines)+len(l.Text) > maxSession {
 			s.Cut++
@@ -82,9 +136,14 @@ func (s *Session) Append(l Line) {
 		if !l.Time.IsZero() {
 			us = l.Time.UnixMicro()
 		}
-		s.lines = binary.NativeEndian.AppendUint64(s.lines, uint64(us))
-		s.lines = binary.NativeEndian.AppendUint32(s.lines, uint32(len(l.Text)))
-		s.lines = append(s.lines, l.Text...)
+		b := binary.NativeEndian.AppendUint64(s.lines, uint64(us))
+		b = binary.NativeEndian.AppendUint64(b, e.Session)
+		b = binary.NativeEndian.AppendUint32(b, uint32(len(l.Text)))
+		b = append(b, byte(e.Kind))
+		b = binary.NativeEndian.AppendUint32(b, uint32(len(e.Filter)))
+		b = binary.NativeEndian.AppendUint32(b, uint32(len(e.Program)))
+		b = binary.NativeEndian.AppendUint32(b, uint32(len(l.Text)-len(e.Text)))
+		s.lines = append(b, l.Text...)
 	}
 }
 
@@ -102,9 +161,9 @@ type Joiner struct {
 	sink     Sink
 	sessions map[uint64]*Session
 	messages map[uint32]*Session
-	open     list.List // *Session in the order of their beginning
-	ended    list.List // in that of their end
-	bytes    int       // of all
+	open     queue // in the order of their beginning
+	ended    queue // in that of their end
+	bytes    int   // of all
 	free     []*Session
 }
 
@@ -134,25 +193,22 @@ func (j *Joiner) delivery(l Line, e Event) {
 		return
 	}
 	if s := j.messages[id]; s != nil {
-		j.append(s, l)
+		j.append(s, l, e)
 	} else if j.sink.Late != nil {
 		j.sink.Late(id, l, e)
 	}
 }
 
-func (j *Joiner) append(s *Session, l Line) {
+func (j *Joiner) append(s *Session, l Line, e Event) {
 	before := cap(s.lines)
-	s.Append(l)
+	s.Append(l, e)
 	j.bytes += cap(s.lines) - before
 	for j.bytes > maxBytes {
-		oldest := j.ended.Front()
-		if oldest == nil {
-			oldest = j.open.Front()
-		}
+		oldest := cmp.Or(j.ended.first, j.open.first)
 		if oldest == nil {
 			return
 		}
-		j.done(oldest.Value.(*Session))
+		j.done(oldest)
 	}
 }
 
@@ -169,12 +225,12 @@ func (j *Joiner) add(l Line, e Event) {
 	}
 	if e.Kind == Disconnected && !s.Ended {
 		s.Ended = true
-		j.open.Remove(s.place)
-		s.place = j.ended.PushBack(s)
+		j.open.remove(s)
+		j.ended.push(s)
 	}
-	j.append(s, l)
-	for j.ended.Len() > linger {
-		j.done(j.ended.Front().Value.(*Session))
+	j.append(s, l, e)
+	for j.ended.n > linger {
+		j.done(j.ended.first)
 	}
 }
 
@@ -184,8 +240,11 @@ func (j *Joiner) begin(l Line, id uint64) *Session {
 		s, j.free = j.free[n-1], j.free[:n-1]
 		*s = Session{lines: s.lines[:0], messages: s.messages[:0]}
 	}
+	if cap(s.lines) == 0 {
+		s.lines = make([]byte, 0, 1500) // of most
+	}
 	s.ID, s.Begin = id, l.Time
-	s.place = j.open.PushBack(s)
+	j.open.push(s)
 	j.sessions[id] = s
 	j.bytes += cap(s.lines)
 	return s
@@ -194,9 +253,9 @@ func (j *Joiner) begin(l Line, id uint64) *Session {
 // done gives a session away.
 func (j *Joiner) done(s *Session) {
 	if s.Ended {
-		j.ended.Remove(s.place)
+		j.ended.remove(s)
 	} else {
-		j.open.Remove(s.place)
+		j.open.remove(s)
 	}
 	delete(j.sessions, s.ID)
 	for _, id := range s.messages {
@@ -204,20 +263,52 @@ func (j *Joiner) done(s *Session) {
 			delete(j.messages, id)
 		}
 	}
+	j.bytes -= cap(s.lines)
 	if j.sink.Session != nil {
 		j.sink.Session(s)
 	}
-	j.bytes -= cap(s.lines)
-	if cap(s.lines) <= 16<<10 && len(j.free) < linger {
+	if cap(s.lines) <= 8<<10 && len(j.free) < linger {
 		j.free = append(j.free, s)
 	}
 }
 
 // Close gives all sessions away that are left, those that have ended first.
 func (j *Joiner) Close() {
-	for _, l := range []*list.List{&j.ended, &j.open} {
-		for l.Len() > 0 {
-			j.done(l.Front().Value.(*Session))
+	for _, q := range []*queue{&j.ended, &j.open} {
+		for q.first != nil {
+			j.done(q.first)
 		}
 	}
+}
+
+// A queue has sessions in an order.
+type queue struct {
+	first, last *Session
+	n           int
+}
+
+func (q *queue) push(s *Session) {
+	s.before, s.next = q.last, nil
+	if q.last == nil {
+		q.first = s
+	} else {
+		q.last.next = s
+	}
+	q.last = s
+	q.n++
+}
+
+func (q *queue) remove(s *Session) {
+	if s.before == nil {
+		q.first = s.next
+	} else {
+		s.before.next = s.next
+	}
+	if s.next == nil {
+		q.last = s.before
+	} else {
+		s.next.before = s.before
+	}
+	s.before, s.next = nil, nil
+	q.n--
 }

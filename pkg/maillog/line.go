@@ -92,7 +92,11 @@ func (r *Reader) raw() []byte {
 		return nil
 	}
 	r.all++
-	return bytes.TrimRight(b, "\r\n")
+	n := len(b)
+	for n > 0 && (b[n-1] == '\n' || b[n-1] == '\r') {
+		n--
+	}
+	return b[:n]
 }
 
 // text reads a line of a text.

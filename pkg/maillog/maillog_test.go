@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
@@ -224,7 +225,15 @@ func TestJoin(t *testing.T) {
 			if _, ok := got[s.ID]; ok {
 				t.Errorf("session %x comes twice", s.ID)
 			}
-			for at, text := range s.Keep().Lines() {
+			var events []Event
+			for _, e := range s.Events() {
+				events = append(events, e)
+			}
+			for at, text := range s.Take(nil).Lines() {
+				if want := Parse(text); !reflect.DeepEqual(events[0], want) {
+					t.Errorf("event %+v of %s, want %+v", events[0], text, want)
+				}
+				events = events[1:]
 				if at.IsZero() {
 					t.Errorf("%s has no time", text)
 				}
@@ -291,7 +300,7 @@ func TestJoinLimits(t *testing.T) {
 	if n != 50_001 || lines+cut != total || cut == 0 {
 		t.Errorf("%d sessions, %d lines and %d too many of %d", n, lines, cut, total)
 	}
-	if len(j.sessions)+len(j.messages)+j.open.Len()+j.ended.Len() > 0 {
+	if len(j.sessions)+len(j.messages)+j.open.n+j.ended.n > 0 {
 		t.Error("something is left")
 	}
 }
@@ -362,7 +371,7 @@ func FuzzReader(f *testing.F) {
 		got, added := 0, 0
 		j := NewJoiner(Sink{
 			Session: func(s *Session) {
-				for range s.Keep().Lines() {
+				for range s.Take(nil).Lines() {
 					got++
 				}
 				got += s.Cut

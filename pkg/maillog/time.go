@@ -14,6 +14,8 @@ type clock struct {
 	hour  [24]byte
 	width int
 	begun time.Time
+
+	head []byte // host and program of the last line of smtpd
 }
 
 // header takes a line apart: its time, and what is behind program and process id if
@@ -35,10 +37,14 @@ func (c *clock) header(b []byte) (t time.Time, rest []byte, smtpd, ok bool) {
 		// smtpd -d
 		return time.Time{}, b, len(b) > 0, len(b) > 0
 	}
+	if n := len(c.head); n > 0 && len(rest) > n && string(rest[:n]) == string(c.head) && rest[n] != ' ' {
+		return t, rest[n:], true, true // as the line before
+	}
 	at := rest
 	for range 3 { // host, facility.level, program
 		word, after, found := bytes.Cut(at, []byte(" "))
 		if isProgram(word) && found {
+			c.head = append(c.head[:0], rest[:len(rest)-len(after)]...)
 			return t, bytes.TrimLeft(after, " "), true, true
 		}
 		at = after

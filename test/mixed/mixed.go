@@ -81,6 +81,8 @@ type Fate struct {
 	By     string // trial, dnsbl ...: who refused or deferred it; "smtpd"; "" if it was taken
 	Junk   string // who junked it, by the list of what the clients are
 	Waited bool   // taken after it had been deferred
+	More   bool   // refused in a transaction of which a recipient was refused before
+	Conn   int    // which connection it was
 }
 
 // A Run is an account.
@@ -90,6 +92,7 @@ type Run struct {
 	Connections int // over the network
 	Local       int // mails handed in on the machine
 	TLS, Auth   int // connections
+	BadCommands int
 	NoRetry     int // mails that will be given up, once GreyExp is over
 	Waits       []time.Duration
 	Begun       time.Time
@@ -101,13 +104,13 @@ func (r *Run) Send(m smtpdtest.Mail, by, junk string) (Fate, error) {
 	if err != nil {
 		return Fate{}, fmt.Errorf("mail from %s by %s to %s: %w", m.Sender, m.Src, m.To, err)
 	}
-	f := Fate{Mail: m, Result: res, By: by, Junk: junk}
+	r.Connections++
+	f := Fate{Mail: m, Result: res, By: by, Junk: junk, Conn: r.Connections}
 	if res.Accepted() {
 		f.By = ""
 	} else {
 		f.Junk = ""
 	}
-	r.Connections++
 	r.Fates = append(r.Fates, f)
 	return f, nil
 }
@@ -262,7 +265,7 @@ func (r *Run) several() error {
 	if _, err := c.Reply(); err != nil {
 		return err
 	}
-	f := Fate{Mail: smtpdtest.Mail{Src: Listed2, Sender: "more@spammer.example", To: "ann"}, By: "dnsbl"}
+	f := Fate{Mail: smtpdtest.Mail{Src: Listed2, Sender: "more@spammer.example", To: "ann"}, By: "dnsbl", Conn: r.Connections}
 	for _, d := range []struct {
 		line string
 		code int
@@ -286,10 +289,11 @@ func (r *Run) several() error {
 		if d.code == 550 {
 			f.Result = smtpdtest.Result{Step: "RCPT", Reply: rep}
 			r.Fates = append(r.Fates, f)
+			f.Mail.To, f.More = "bob", true
 		}
 		if strings.HasPrefix(d.line, "Subject") {
 			r.Fates = append(r.Fates, Fate{Mail: smtpdtest.Mail{Src: Listed2, Sender: "more@spammer.example", To: "postmaster"},
-				Result: smtpdtest.Result{Step: "message", Reply: rep}})
+				Result: smtpdtest.Result{Step: "message", Reply: rep}, Conn: r.Connections})
 		}
 	}
 	return nil
@@ -307,8 +311,12 @@ func (r *Run) rude() error {
 		return err
 	}
 	for _, line := range []string{"GET / HTTP/1.1", "EHLO x y", "MAIL FROM:<a@rude.example>", "EHLO rude.example", "RCPT TO:<ann@example.org>"} {
-		if _, err := c.Do(line); err != nil {
+		rep, err := c.Do(line)
+		if err != nil {
 			return err
+		}
+		if rep.Code >= 500 {
+			r.BadCommands++
 		}
 	}
 	_, err = c.Do("QUIT")

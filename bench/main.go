@@ -18,6 +18,7 @@ func main() {
 	runs := flag.Int("runs", 5, "measure each command this often, and take the median")
 	bin := flag.String("bin", "bin", "folder of the built programs")
 	records := flag.Int("records", 5_000_000, "measure filter-greylist with up to this many records stored")
+	lines := flag.Int("lines", 10_000_000, "measure filterctl report with a log of about this many lines; 0: not at all")
 	flag.Parse()
 	dir, err := os.MkdirTemp("", "bench")
 	check(err)
@@ -37,6 +38,9 @@ func main() {
 	names(*bin, dir, *runs)
 	burst(*bin)
 	verdicts(*bin)
+	if *lines > 0 {
+		check(reports(*bin, dir, *lines))
+	}
 	check(greylisting(*bin, *records))
 }
 

@@ -34,53 +34,58 @@ var text = "From: <a@sender.example>\r\nTo: <bob@example.org>\r\nSubject: test\r
 var waiting = make(chan bool, 5)
 
 // session sends one mail on a connection of its own. It reports whether the mail
-// was taken, or deferred.
-func session(i int, sender string) (taken bool, err error) {
+// was taken, or deferred, and how long the client waited to be greeted.
+func session(i int, sender string) (taken bool, greeting time.Duration, err error) {
 	d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(addr(i), 0)), Timeout: time.Minute}
 	waiting <- true
-	greeted := sync.OnceFunc(func() { <-waiting })
+	begun := time.Now()
+	greeted := sync.OnceFunc(func() {
+		greeting = time.Since(begun)
+		<-waiting
+	})
 	defer greeted()
 	c, err := d.Dial("tcp", smtpdtest.Addr4+":25")
 	if err != nil {
-		return false, err
+		return false, greeting, err
 	}
 	defer c.Close()
 	if err := c.SetDeadline(time.Now().Add(time.Minute)); err != nil {
-		return false, err
+		return false, greeting, err
 	}
 	r := bufio.NewReader(c)
 	for _, say := range []string{"", "EHLO " + name(i) + "\r\n", "MAIL FROM:<" + sender + ">\r\n", "RCPT TO:<bob@example.org>\r\n", "DATA\r\n", text, "QUIT\r\n"} {
 		if _, err := io.WriteString(c, say); err != nil {
-			return false, err
+			return false, greeting, err
 		}
 		line := "   -"
 		for len(line) > 3 && line[3] == '-' {
 			if line, err = r.ReadString('\n'); err != nil {
-				return false, fmt.Errorf("after %.10q: %w", say, err)
+				return false, greeting, fmt.Errorf("after %.10q: %w", say, err)
 			}
 		}
 		greeted()
 		if line[0] == '4' {
-			return false, nil
+			return false, greeting, nil
 		}
 		if line[0] != '2' && line[0] != '3' {
-			return false, fmt.Errorf("after %.10q: %q", say, line)
+			return false, greeting, fmt.Errorf("after %.10q: %q", say, line)
 		}
 	}
-	return true, nil
+	return true, greeting, nil
 }
 
 // A sample is what one run has shown.
 type sample struct {
 	rate     float64       // mails a second
 	p50, p99 time.Duration // of a session
+	greeting time.Duration // p99 of what a client waits for it
 	cpu      time.Duration // of all filters a mail
 }
 
 // load has all clients send mails for a time.
 func load(s *smtpdtest.Server, sender string, last time.Duration) (sample, error) {
 	var mu sync.Mutex
-	var took []time.Duration
+	var took, greetings []time.Duration
 	var failed error
 	before, err := cpuTime(s)
 	if err != nil {
@@ -92,12 +97,12 @@ func load(s *smtpdtest.Server, sender string, last time.Duration) (sample, error
 		wg.Go(func() {
 			for time.Since(start) < last {
 				begun := time.Now()
-				taken, err := session(i, sender)
+				taken, greeting, err := session(i, sender)
 				if err == nil && !taken {
 					err = fmt.Errorf("mail of client %d was not taken", i)
 				}
 				mu.Lock()
-				took = append(took, time.Since(begun))
+				took, greetings = append(took, time.Since(begun)), append(greetings, greeting)
 				if err != nil {
 					failed = err
 				}
@@ -115,10 +120,11 @@ func load(s *smtpdtest.Server, sender string, last time.Duration) (sample, error
 		return sample{}, err
 	}
 	slices.Sort(took)
+	slices.Sort(greetings)
 	n := len(took)
 	return sample{
 		rate: float64(n) / elapsed.Seconds(),
-		p50:  took[n/2], p99: took[n*99/100],
+		p50:  took[n/2], p99: took[n*99/100], greeting: greetings[n*99/100],
 		cpu: (after - before) / time.Duration(n),
 	}, nil
 }
@@ -128,7 +134,7 @@ func load(s *smtpdtest.Server, sender string, last time.Duration) (sample, error
 func warm(sender string) error {
 	for i := range clients {
 		for until := time.Now().Add(30 * time.Second); ; time.Sleep(300 * time.Millisecond) {
-			taken, err := session(i, sender)
+			taken, _, err := session(i, sender)
 			if err != nil {
 				return err
 			}

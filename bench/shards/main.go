@@ -8,7 +8,6 @@ package main
 
 import (
 	"context"
-	"encoding/hex"
 	"flag"
 	"fmt"
 	"iter"
@@ -186,9 +185,8 @@ func (c *counter) Close() error                                                 
 
 // slot is that of a cluster: CRC16 (XMODEM) of what is in the braces of a name.
 func slot(k greylist.Key) int {
-	shard := k.Shard()
 	var crc uint16
-	for _, b := range []byte(hex.EncodeToString(shard[:])) {
+	for _, b := range []byte(redis.ShardText(k)) {
 		crc ^= uint16(b) << 8
 		for range 8 {
 			if crc&0x8000 != 0 {

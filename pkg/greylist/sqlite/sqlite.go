@@ -60,7 +60,9 @@ const (
 	maxJournal      = 448
 	journalPause    = time.Second
 
-	pollEvery  = 250 * time.Millisecond
+	pollEvery  = 250 * time.Millisecond // while the store is used
+	restEvery  = 10 * time.Second       // once it has not been for restAfter
+	restAfter  = 2 * time.Second
 	stale      = time.Second // past which nothing is at hand
 	retryEvery = time.Second // of opening
 	openTime   = 5 * time.Second
@@ -81,6 +83,8 @@ type Store struct {
 	stop  sync.Once
 
 	reader atomic.Pointer[reader] // nil: not open
+	used   atomic.Int64           // when something was last asked, in nanoseconds
+	wake   chan struct{}          // ends the rest of the writer
 	polled atomic.Int64           // when the cache was known to be right, in nanoseconds
 
 	mu      sync.Mutex // guards cache as a whole and renew
@@ -123,7 +127,7 @@ func Open(o Options) *Store {
 	}
 	s := &Store{
 		opts: o, log: o.Log,
-		jobs: make(chan *job, maxWaiting), quit: make(chan struct{}), ended: make(chan struct{}), kick: make(chan struct{}, 1),
+		jobs: make(chan *job, maxWaiting), quit: make(chan struct{}), ended: make(chan struct{}), kick: make(chan struct{}, 1), wake: make(chan struct{}, 1),
 		renew: make(map[greylist.Key]renewal),
 	}
 	if s.log == nil {
@@ -353,7 +357,13 @@ func (s *Store) Count(ctx context.Context, add map[string]int64) (map[string]int
 
 // Peek is part of greylist.Cache.
 func (s *Store) Peek(keys []greylist.Key) ([]greylist.Record, bool) {
-	if time.Now().UnixNano()-s.polled.Load() > int64(stale) {
+	now := time.Now().UnixNano()
+	s.used.Store(now)
+	if now-s.polled.Load() > int64(stale) {
+		select {
+		case s.wake <- struct{}{}:
+		default:
+		}
 		return nil, false
 	}
 	recs := make([]greylist.Record, len(keys))
@@ -439,15 +449,31 @@ func (s *Store) forget() {
 
 func (s *Store) run() {
 	defer close(s.ended)
-	tick := time.NewTicker(pollEvery)
-	defer tick.Stop()
-	s.safely(s.idle)
+	next := time.NewTimer(pollEvery)
+	defer next.Stop()
+	idle := func() {
+		s.safely(s.idle)
+		// Who does nothing shall not wake the machine four times a second.
+		pause := pollEvery
+		if s.w != nil && time.Now().UnixNano()-s.used.Load() > int64(restAfter) {
+			pause = restEvery
+		}
+		next.Reset(pause)
+	}
+	idle()
 	for {
 		select {
 		case j := <-s.jobs:
+			rested := time.Now().UnixNano()-s.used.Load() > int64(restAfter)
+			s.used.Store(time.Now().UnixNano())
+			if rested {
+				idle() // the file may be another one
+			}
 			s.safely(func() { s.batch(s.more(j)) })
-		case <-tick.C:
-			s.safely(s.idle)
+		case <-s.wake:
+			idle()
+		case <-next.C:
+			idle()
 		case <-s.quit:
 			for jobs := s.more(); jobs != nil; jobs = s.more() {
 				s.safely(func() { s.batch(jobs) })

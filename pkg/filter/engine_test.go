@@ -52,6 +52,12 @@ func (w *writes) Write(b []byte) (int, error) {
 	return w.text.Write(b)
 }
 
+func (w *writes) count() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.n
+}
+
 // When Run returns all is written, however long that takes.
 func TestRunEndsAfterItsWrites(t *testing.T) {
 	for _, after := range []time.Duration{0, time.Second} {
@@ -65,10 +71,10 @@ func TestRunEndsAfterItsWrites(t *testing.T) {
 			if err := f.Run(t.Context(), strings.NewReader(in), out); err != nil {
 				t.Error(err)
 			}
-			text, n := out.text.String(), out.n
+			text, n := out.text.String(), out.count()
 			time.Sleep(time.Minute)
-			if out.n != n || !strings.HasSuffix(text, "|junk\n") {
-				t.Errorf("%d writes before Run returned, %d in all:\n%s", n, out.n, text)
+			if out.count() != n || !strings.HasSuffix(text, "|junk\n") {
+				t.Errorf("%d writes before Run returned, %d in all:\n%s", n, out.count(), text)
 			}
 		})
 	}
@@ -87,7 +93,7 @@ func TestOneWrite(t *testing.T) {
 				func(none, error) Response { return Junk() })
 		})(Options{Log: slog.New(slog.DiscardHandler)})
 		in, w := io.Pipe()
-		out := &writes{}
+		out := &writes{takes: time.Millisecond} // meanwhile others are done
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -99,22 +105,20 @@ func TestOneWrite(t *testing.T) {
 				all.WriteString(line(i) + "\n")
 			}
 			io.WriteString(w, all.String())
-			synctest.Wait()
+			time.Sleep(time.Second)
 		}
 		io.WriteString(w, "config|ready\n")
 		say(func(i int) string { return connect(i) })
-		synctest.Wait()
-		before := out.n
+		before := out.count()
 		say(func(i int) string { return ask(i, Noop, "") })
-		if got := out.n - before; got != 1 {
+		if got := out.count() - before; got != 1 {
 			t.Errorf("%d writes for %d answers that are known at once", got, n)
 		}
 		say(func(i int) string { return ask(i, Noop, "later") })
-		before = out.n
-		out.takes = time.Millisecond // meanwhile all the others are done
+		before = out.count()
 		close(release)
 		time.Sleep(time.Second)
-		if got := out.n - before; got > 2 {
+		if got := out.count() - before; got > 2 {
 			t.Errorf("%d writes for the results of %d works that end together", got, n)
 		}
 		w.Close()

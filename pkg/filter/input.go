@@ -63,8 +63,10 @@ func (in *input) makeRoom() {
 	if len(rest) == 0 && len(in.buf) > 4*bufferSize {
 		in.buf = make([]byte, bufferSize) // one long line shall not cost memory for ever
 	}
-	in.seen -= in.begin
-	in.begin, in.end = 0, copy(in.buf, rest)
+	if in.begin > 0 {
+		in.seen -= in.begin
+		in.begin, in.end = 0, copy(in.buf, rest)
+	}
 	if in.end >= maxLine { // and it is one line
 		in.skip = true
 		in.end, in.seen = maxLine, maxLine

@@ -33,6 +33,7 @@ type decision struct {
 	more                                  int // further recipients, of which this line only tells how many
 	delay                                 time.Duration
 	greylisted, disconnect, dryRun, noted bool
+	coded                                 bool // a DNS list has answered
 	event                                 maillog.Event
 	failure                               int // index of what the client was told, -1 for none
 }
@@ -132,6 +133,8 @@ func readDecision(at time.Time, e maillog.Event) decision {
 			v.would = f.Value()
 		case "spf":
 			v.spf = f.Value()
+		case "code":
+			v.coded = true
 		case "dryRun":
 			v.dryRun = true
 		case "disconnect":
@@ -174,12 +177,23 @@ func readDelivery(at time.Time, id uint32, e maillog.Event) delivery {
 func smtpdTime(b []byte) (t time.Duration) {
 	n := time.Duration(0)
 	for _, c := range b {
-		switch unit := map[byte]time.Duration{'d': 24 * time.Hour, 'h': time.Hour, 'm': time.Minute, 's': time.Second}[c]; {
-		case c >= '0' && c <= '9' && n < 1e6:
-			n = n*10 + time.Duration(c-'0')
+		unit := time.Duration(0)
+		switch c {
+		case 'd':
+			unit = 24 * time.Hour
+		case 'h':
+			unit = time.Hour
+		case 'm':
+			unit = time.Minute
+		case 's':
+			unit = time.Second
 		default:
-			t, n = t+n*unit, 0
+			if c >= '0' && c <= '9' && n < 1e6 {
+				n = n*10 + time.Duration(c-'0')
+			}
+			continue
 		}
+		t, n = t+n*unit, 0
 	}
 	return t
 }

@@ -225,7 +225,7 @@ func (s *summary) report(l *logs, m *mask) *figures {
 	for name, f := range s.filters {
 		r.Filters = append(r.Filters, filterReport{
 			Name: name, Program: f.program,
-			Proceed: f.actions["proceed"], Junk: f.actions["junk"], Defer: f.actions["defer"], Refuse: f.actions["refuse"],
+			Proceed: f.actions.of("proceed"), Junk: f.actions.of("junk"), Defer: f.actions.of("defer"), Refuse: f.actions.of("refuse"),
 			More: f.recipients, Would: sorted(f.would), Reasons: sorted(f.reasons),
 		})
 	}
@@ -255,12 +255,19 @@ func fatesOf(c [4]uint32) fates {
 	return fates{int(c[isAccepted]), int(c[isJunked]), int(c[isDeferred]), int(c[isRefused])}
 }
 
-// sorted returns counts, the highest first.
-func sorted(words map[string]int) []counted {
-	all := []counted{}
-	for w, n := range words {
-		all = append(all, counted{w, n})
+// of returns how often a word was counted.
+func (w *words) of(word string) int {
+	for _, c := range w.list {
+		if c.What == word {
+			return c.Count
+		}
 	}
+	return 0
+}
+
+// sorted returns counts, the highest first.
+func sorted(w words) []counted {
+	all := append([]counted{}, w.list...)
 	slices.SortFunc(all, func(a, b counted) int {
 		if a.Count != b.Count {
 			return b.Count - a.Count

@@ -146,6 +146,16 @@ func TestWaits(t *testing.T) {
 	}
 }
 
+func TestSeconds(t *testing.T) {
+	for s, want := range map[float64]string{
+		0: "0s", 0.0123: "12ms", 3: "3s", 59.94: "59.9s", 60: "1m", 400: "6m40s", 3599.6: "1h", 7200: "2h", 90061: "1d1h1m",
+	} {
+		if got := seconds(s); got != want {
+			t.Errorf("%v seconds: %s, want %s", s, got, want)
+		}
+	}
+}
+
 func TestReportLimits(t *testing.T) {
 	var log strings.Builder
 	id := 0

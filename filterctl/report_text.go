@@ -3,10 +3,12 @@ package main
 import (
 	"fmt"
 	"io"
+	"math"
 	"strings"
 	"text/tabwriter"
 	"time"
 
+	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/metrics"
 )
 
@@ -167,13 +169,15 @@ func seconds(s float64) string {
 	d := time.Duration(s * float64(time.Second))
 	switch {
 	case d < time.Second:
-		return d.Round(time.Millisecond).String()
+		d = d.Round(time.Millisecond)
 	case d < time.Minute:
-		return d.Round(100 * time.Millisecond).String()
+		d = d.Round(100 * time.Millisecond)
 	case d < time.Hour:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+		d = d.Round(time.Second)
+	default:
+		d = d.Round(time.Minute)
 	}
-	return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
+	return (&cli.Duration{Value: d}).String()
 }
 
 // State is how a list is.
@@ -221,7 +225,15 @@ func (r *figures) addMetrics(files []string) error {
 			case "list_good":
 				l.Sick = l.Sick || s.Value == 0
 			case "answer_seconds":
-				l.P95 = max(l.P95, s.Quantile(0.95))
+				q := s.Quantile(0.95)
+				for _, b := range s.Buckets { // of what took longer it is only known that it did
+					if math.IsInf(q, 1) && !math.IsInf(b.Bound, 1) {
+						l.P95 = max(l.P95, b.Bound)
+					}
+				}
+				if !math.IsInf(q, 1) {
+					l.P95 = max(l.P95, q)
+				}
 			}
 		}
 	}

@@ -36,8 +36,8 @@ type summary struct {
 	partial     int // sessions whose beginning is not in the log
 
 	filters    map[string]*filterCount
-	server     map[string]int // what smtpd itself has said no to
-	troubles   map[string]int
+	server     words // what smtpd itself has said no to
+	troubles   words
 	clients    *tally
 	rcpts      *tally
 	lists      map[string]*listCount
@@ -45,7 +45,7 @@ type summary struct {
 	retried    int // mails that were taken after they had waited
 	never      []neverCame
 	neverCount int
-	delivered  map[string]int // by result
+	delivered  words // by result
 	times      buckets
 	kept       ring
 	messageOf  map[uint32]int // where in kept the session of a message is
@@ -56,8 +56,8 @@ type summary struct {
 
 func newSummary() *summary {
 	return &summary{
-		filters: map[string]*filterCount{}, server: map[string]int{}, troubles: map[string]int{}, lists: map[string]*listCount{},
-		clients: newTally(tallyLimit), rcpts: newTally(tallyLimit), delivered: map[string]int{}, messageOf: map[uint32]int{},
+		filters: map[string]*filterCount{}, lists: map[string]*listCount{},
+		clients: newTally(tallyLimit), rcpts: newTally(tallyLimit), messageOf: map[uint32]int{},
 		tooMany: map[string]bool{}, times: buckets{width: 60, counts: map[int64]*bucket{}},
 	}
 }
@@ -65,10 +65,10 @@ func newSummary() *summary {
 // A filterCount is what one filter of smtpd.conf has decided.
 type filterCount struct {
 	program    string
-	actions    map[string]int
-	would      map[string]int
+	actions    words
+	would      words
 	recipients int // refused in transactions of which one was counted already
-	reasons    map[string]int
+	reasons    words
 }
 
 type listCount struct{ hit, decided, alone int }
@@ -145,7 +145,7 @@ func (s *summary) decision(at *bucket, v *decision) bool {
 			s.tooMany["filters"] = true
 			return true
 		}
-		f = &filterCount{program: string(v.program), actions: map[string]int{}, would: map[string]int{}, reasons: map[string]int{}}
+		f = &filterCount{program: string(v.program)}
 		s.filters[string(v.filter)] = f
 	}
 	if v.more > 0 { // the other recipients of a transaction
@@ -160,15 +160,15 @@ func (s *summary) decision(at *bucket, v *decision) bool {
 		}
 		return false
 	}
-	count(f.actions, keptWords, v.action)
+	f.actions.count(v.action)
 	if v.dryRun && len(v.would) > 0 {
-		count(f.reasons, keptWords, []byte("would "), v.would, []byte(" "), v.reason)
+		f.reasons.count([]byte("would "), v.would, []byte(" "), v.reason)
 	} else {
 		reason := v.reason
 		if len(reason) == 0 && len(v.by) > 0 {
 			reason = []byte("exempt")
 		}
-		count(f.reasons, keptWords, v.action, []byte(" "), reason)
+		f.reasons.count(v.action, []byte(" "), reason)
 	}
 	s.list(v)
 	if v.greylisted && v.delay > 0 {
@@ -177,7 +177,7 @@ func (s *summary) decision(at *bucket, v *decision) bool {
 	}
 	if v.dryRun {
 		if len(v.would) > 0 {
-			count(f.would, keptWords, v.would)
+			f.would.count(v.would)
 		}
 		return len(v.would) == 0
 	}
@@ -206,7 +206,7 @@ func mailIndex(v *decision) int {
 
 // list counts the hits of DNS lists in a decision of filter-dnsbl.
 func (s *summary) list(v *decision) {
-	if string(v.program) != "dnsbl" || !bytes.Contains(v.event.Text, []byte(" code=")) {
+	if !v.coded || string(v.program) != "dnsbl" {
 		return
 	}
 	word := v.action
@@ -274,14 +274,14 @@ func (s *summary) failure(at *bucket, f *failure) bool {
 		// Without the address in it.
 		text, _, _ := bytes.Cut(f.result, []byte(": "))
 		text, _, _ = bytes.Cut(text, []byte("<"))
-		count(s.server, keptWords, []byte(f.verb()), []byte(" "), bytes.TrimSpace(text))
+		s.server.count([]byte(f.verb()), []byte(" "), bytes.TrimSpace(text))
 		return false
 	}
 	return true
 }
 
 func (s *summary) delivery(v *delivery) bool {
-	count(s.delivered, keptWords, bytes.ToLower(v.result))
+	s.delivered.count(bytes.ToLower(v.result))
 	return bytes.EqualFold(v.result, []byte("ok"))
 }
 
@@ -308,7 +308,7 @@ func (s *summary) other(l maillog.Line, e maillog.Event) {
 			text = text[:i]
 		}
 		for range l.Count {
-			count(s.troubles, keptWords, e.Filter, []byte(": "), text)
+			s.troubles.count(e.Filter, []byte(": "), text)
 		}
 	case e.Kind == maillog.Notice && string(e.Get("event")) == "noretry":
 		s.neverCount += l.Count
@@ -323,20 +323,39 @@ func (s *summary) other(l maillog.Line, e maillog.Event) {
 	}
 }
 
+// words count words, of which there are few as a rule.
+type words struct {
+	list  []counted
+	index map[string]int // in list, once that is longer
+}
+
 // count counts a word that is made of parts, unless there are too many others.
-func count(words map[string]int, limit int, parts ...[]byte) {
+func (w *words) count(parts ...[]byte) {
 	var buf [256]byte
 	word := buf[:0]
 	for _, p := range parts {
 		word = append(word, p...)
 	}
-	if n, ok := words[string(word)]; ok {
-		words[string(word)] = n + 1
-	} else if len(words) < limit {
-		words[string(word)] = 1
-	} else {
-		words[others]++
+	for i := range w.list[:min(len(w.list), 16)] {
+		if w.list[i].What == string(word) {
+			w.list[i].Count++
+			return
+		}
 	}
+	i, ok := w.index[string(word)]
+	if !ok && len(w.list) >= keptWords {
+		word = []byte(others)
+		i, ok = w.index[others]
+	}
+	if !ok {
+		if w.index == nil {
+			w.index = map[string]int{}
+		}
+		i = len(w.list)
+		w.index[string(word)] = i
+		w.list = append(w.list, counted{What: string(word)})
+	}
+	w.list[i].Count++
 }
 
 const others = "others"

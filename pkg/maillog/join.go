@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"iter"
+	"slices"
 	"time"
 )
 
@@ -113,8 +114,8 @@ func (s *Session) Take(old *Session) *Session {
 
 // Copy returns a copy, in the memory of an old one if that is not nil and fits.
 func (s *Session) Copy(old *Session) *Session {
-	if old == nil || cap(old.lines) < len(s.lines) || cap(old.lines) > len(s.lines)*5/4+128 {
-		old = &Session{lines: make([]byte, 0, len(s.lines))}
+	if old == nil || cap(old.lines) < len(s.lines) || cap(old.lines) > 2*len(s.lines)+1024 {
+		old = &Session{lines: make([]byte, 0, (len(s.lines)+511)/512*512)}
 	}
 	lines, messages := append(old.lines[:0], s.lines...), append(old.messages[:0], s.messages...)
 	*old = Session{ID: s.ID, Begin: s.Begin, Ended: s.Ended, Cut: s.Cut, n: s.n, lines: lines, messages: messages}
@@ -136,14 +137,17 @@ func (s *Session) Append(l Line, e Event) {
 		if !l.Time.IsZero() {
 			us = l.Time.UnixMicro()
 		}
-		b := binary.NativeEndian.AppendUint64(s.lines, uint64(us))
-		b = binary.NativeEndian.AppendUint64(b, e.Session)
-		b = binary.NativeEndian.AppendUint32(b, uint32(len(l.Text)))
-		b = append(b, byte(e.Kind))
-		b = binary.NativeEndian.AppendUint32(b, uint32(len(e.Filter)))
-		b = binary.NativeEndian.AppendUint32(b, uint32(len(e.Program)))
-		b = binary.NativeEndian.AppendUint32(b, uint32(len(l.Text)-len(e.Text)))
-		s.lines = append(b, l.Text...)
+		n := len(s.lines)
+		s.lines = slices.Grow(s.lines, recordSize+len(l.Text))[:n+recordSize]
+		b := s.lines[n : n+recordSize]
+		binary.NativeEndian.PutUint64(b, uint64(us))
+		binary.NativeEndian.PutUint64(b[8:], e.Session)
+		binary.NativeEndian.PutUint32(b[16:], uint32(len(l.Text)))
+		b[20] = byte(e.Kind)
+		binary.NativeEndian.PutUint32(b[21:], uint32(len(e.Filter)))
+		binary.NativeEndian.PutUint32(b[25:], uint32(len(e.Program)))
+		binary.NativeEndian.PutUint32(b[29:], uint32(len(l.Text)-len(e.Text)))
+		s.lines = append(s.lines, l.Text...)
 	}
 }
 

@@ -73,11 +73,11 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 		if err := errors.Join(errs[:]...); err != nil || p.Exempt == nil {
 			return nil, err
 		}
+		c.OpenResolver(resolve.Options{CacheSize: 16384}) // most senders come once
 		if err := c.openStore(); err != nil {
 			return nil, err
 		}
-		c.Metrics.Counter(storeErrorsTotal)               // there from the start: alerts are about its rise
-		c.OpenResolver(resolve.Options{CacheSize: 16384}) // most senders come once
+		c.Metrics.Counter(storeErrorsTotal) // there from the start: alerts are about its rise
 		c.openDNSWL()
 		c.spf = spf.New(spf.Options{Resolver: c.Resolver, Timeout: c.Timeout.Value, Metrics: c.Metrics})
 		c.Beside("records", func(ctx context.Context) { c.greylist.Run(ctx, c.now, c.Log) })

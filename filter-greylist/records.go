@@ -19,6 +19,8 @@ import (
 	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/reload"
+	"opensmtpd-filters/pkg/resolve"
+	"opensmtpd-filters/pkg/sandbox"
 )
 
 // command returns the operator's command, "" for none.
@@ -75,6 +77,7 @@ func (c *check) keyPath() string {
 func (c *check) openStore() error {
 	c.begun = time.Now()
 	policy := c.policy()
+	c.need()
 	switch {
 	case c.CheckOnly || c.database == "" && c.server == nil:
 		c.store = greylist.NewMemory(c.maxGrey)
@@ -97,6 +100,27 @@ func (c *check) openStore() error {
 	return nil
 }
 
+// need says what the store needs of the system.
+func (c *check) need() {
+	var n sandbox.Needs
+	if c.keyFile != "" {
+		n.Read = append(n.Read, c.keyFile)
+	}
+	if c.database != "" {
+		n.Write = append(n.Write, c.database)
+	}
+	if l := c.server; l != nil {
+		n.Read = append(n.Read, l.Files()...)
+		if path := l.Socket(); path != "" {
+			n.Unix = append(n.Unix, path)
+		} else { // the system is asked for the addresses of names
+			n.Read = append(n.Read, resolve.SystemConf, "/etc/hosts", "/etc/nsswitch.conf")
+			n.Ports, n.Any = append(l.Ports(), 53), l.Moves()
+		}
+	}
+	c.Need(n)
+}
+
 // openDatabase opens records in a file.
 func (c *check) openDatabase() error {
 	c.imports = openImports(c.Words())
@@ -116,6 +140,7 @@ func (c *check) openDatabase() error {
 	if c.Operator && !c.Verbose {
 		log = nil // the command says what is wrong
 	}
+	c.Confine() // from now on the disk may hang
 	c.store = sqlite.Open(sqlite.Options{Path: c.database, MaxGrey: c.maxGrey, Existing: c.Operator, Log: log})
 	if c.secret == nil {
 		c.secret = (&greylist.KeyFile{Path: c.keyPath(), Create: !c.Operator}).Secret

@@ -16,6 +16,7 @@ import (
 	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
+	"opensmtpd-filters/pkg/sandbox"
 	"opensmtpd-filters/pkg/senderscore"
 )
 
@@ -86,6 +87,9 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 		if c.restore, err = guard.BecomeOwner(c.stateFile); err != nil {
 			c.Log.Warn("running as root: queries are not counted in the state file", "err", err)
 			c.stateFile = ""
+		}
+		if c.stateFile != "" {
+			c.Need(sandbox.Needs{Write: []string{c.stateFile}})
 		}
 		c.OpenResolver(resolve.Options{CacheSize: 1024}) // what is to be remembered is so by address
 		c.scores = senderscore.New(senderscore.Options{

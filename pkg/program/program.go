@@ -1,7 +1,7 @@
 // Package program is the frame of every filter. A filter's main.go is its flags
 // and its check; what all filters do alike is here: the common flags, the log,
 // -n, -version, explain, the lists of who is never judged, the resolver, metrics,
-// errors at the start, and an end within bounds.
+// errors at the start, the sandbox, and an end within bounds.
 //
 //	func main() {
 //		program.Main(program.Spec{Name: "filter-x", Timeout: 2 * time.Second, Phase: "mail-from", New: newCheck})
@@ -42,6 +42,7 @@ import (
 	"opensmtpd-filters/pkg/metrics"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
+	"opensmtpd-filters/pkg/sandbox"
 )
 
 // Spec says what a program is.
@@ -119,6 +120,10 @@ type Program struct {
 	files     []File
 	warnings  []string
 	out, errs *masked
+	needs     sandbox.Needs
+	box       *sandbox.Sandbox
+	sandbox   bool // -sandbox
+	real      bool // the process is this program alone
 }
 
 // A task runs beside the filter.
@@ -135,18 +140,20 @@ type File interface {
 }
 
 // Main runs the program and ends the process.
-func Main(s Spec) { os.Exit(Run(s, os.Args[1:], Streams{os.Stdin, os.Stdout, os.Stderr})) }
+func Main(s Spec) { os.Exit(run(s, os.Args[1:], Streams{os.Stdin, os.Stdout, os.Stderr}, true)) }
 
 // Run runs a program with these arguments and streams and returns its exit
 // status: 1 if something is wrong with its configuration, a command or a query,
-// else 0.
-func Run(s Spec, args []string, std Streams) int {
+// else 0. There is no sandbox then, which is of the whole process and for good.
+func Run(s Spec, args []string, std Streams) int { return run(s, args, std, false) }
+
+func run(s Spec, args []string, std Streams, real bool) int {
 	p := &Program{
 		Flags: cli.New(cli.Options{
 			Name: s.Name, Synopsis: s.synopsis(), Args: true,
 			DryRun: true, Metrics: true, Resolver: resolve.ParseServers, Timeout: s.Timeout,
 		}),
-		Streams: std, spec: s,
+		Streams: std, spec: s, real: real,
 		out: &masked{w: std.Out}, errs: &masked{w: std.Err},
 	}
 	p.Out, p.Err = cli.Printable(p.out), p.errs // not what smtpd reads
@@ -197,6 +204,7 @@ func (p *Program) addFlags() {
 	p.StringVar(&o.Common, "commonList", exempt.CommonPath(), "pass and refuse those of `FILE`, the list of all filters of the machine; \"\" for none")
 	p.StringVar(&p.instance, "instance", "", "`NAME` in metrics, to tell filters of one kind apart (default the name of the file)")
 	p.StringVar(&p.check, "check", "", "explain `ADDRESS`")
+	p.BoolVar(&p.sandbox, "sandbox", true, "give up what is not needed: files of other folders, other ports, other programs")
 	if p.spec.Phase != "" {
 		p.phase = cli.Phase{Value: p.spec.Phase, Of: p.spec.Phases}
 		words := p.spec.Phases
@@ -329,6 +337,7 @@ func (p *Program) OpenResolver(o resolve.Options) {
 		o.Log = nil
 	}
 	p.Resolver = resolve.New(o)
+	p.Need(resolverNeeds(p.Resolver, len(o.Servers) == 0))
 }
 
 // Keep keeps a list up to date while the filter runs, and has its bad lines told
@@ -377,6 +386,7 @@ func (p *Program) serve(check Check) int {
 	for _, w := range p.warnings {
 		p.Log.Warn(w)
 	}
+	p.Confine()
 	var f Runner // which may have tasks
 	err := guard.Call(func() error {
 		f = check.Filter()
@@ -398,6 +408,9 @@ func (p *Program) serve(check Check) int {
 		reload.Watch(ctx, files...)
 	})
 	beside("metrics", func(ctx context.Context) { p.Metrics.Run(ctx, p.Log) })
+	if p.box != nil {
+		beside("sandbox", p.watchSandbox)
+	}
 	for _, t := range p.tasks {
 		beside(t.what, t.run)
 	}
@@ -430,6 +443,7 @@ func (p *Program) config(check Check) error {
 		}
 	}
 	check.Config(t)
+	p.sandboxRows(t)
 	for _, w := range p.warnings {
 		t.Row("warning", "%s", w)
 	}

@@ -19,9 +19,12 @@ import (
 	"opensmtpd-filters/pkg/program"
 )
 
-// filter-helo is that of the example.
+// filter-helo is that of the example, filter-probe looks at its sandbox.
 func TestMain(m *testing.M) {
-	filtertest.Main(m, map[string]func(){"filter-helo": func() { program.Main(spec) }})
+	filtertest.Main(m, map[string]func(){
+		"filter-helo":  func() { program.Main(spec) },
+		"filter-probe": func() { program.Main(probeSpec) },
+	})
 }
 
 func TestDialogues(t *testing.T) { testscript.Run(t, filtertest.Params("testdata")) }

@@ -39,6 +39,9 @@ import (
 	"opensmtpd-filters/pkg/metrics"
 )
 
+// SystemConf is the file that says which servers the system asks.
+const SystemConf = "/etc/resolv.conf"
+
 const (
 	defaultTimeout     = 2 * time.Second
 	defaultCacheSize   = 65536
@@ -64,7 +67,7 @@ type Options struct {
 	// eight count. None: those of Conf, which is read again when it changes.
 	Servers []netip.AddrPort
 
-	// Conf is a resolv.conf(5) file, by default /etc/resolv.conf. Of it
+	// Conf is a resolv.conf(5) file, by default SystemConf. Of it
 	// count the first three nameservers and the options timeout and attempts.
 	Conf string
 
@@ -152,7 +155,7 @@ func New(o Options) *Resolver {
 }
 
 func newResolver(o Options) *Resolver {
-	or(&o.Conf, "/etc/resolv.conf")
+	or(&o.Conf, SystemConf)
 	or(&o.Timeout, defaultTimeout)
 	or(&o.CacheSize, defaultCacheSize)
 	or(&o.MaxTTL, defaultMaxTTL)

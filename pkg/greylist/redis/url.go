@@ -233,6 +233,42 @@ func (l *Location) Check() error {
 	return errors.Join(err1, err2, err3)
 }
 
+// Files returns the files of passwords, which are read again for each connection.
+func (l *Location) Files() (names []string) {
+	for _, s := range []secret{l.password, l.sentinelPassword} {
+		if name, ok := strings.CutPrefix(string(s), "@"); ok {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// Socket returns the path of a server's socket, "" if servers are on a network.
+func (l *Location) Socket() string {
+	if l.mode == unixPath {
+		return l.Addrs[0]
+	}
+	return ""
+}
+
+// Ports returns the TCP ports of the servers.
+func (l *Location) Ports() (ports []uint16) {
+	if l.mode == unixPath {
+		return nil
+	}
+	for _, a := range l.Addrs {
+		_, port, _ := net.SplitHostPort(a)
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil {
+			ports = append(ports, uint16(n))
+		}
+	}
+	return ports
+}
+
+// Moves reports whether servers tell of others, at any port: sentinels and those
+// of a cluster do.
+func (l *Location) Moves() bool { return l.mode == sentinel || l.mode == cluster }
+
 // tlsConfig returns nil if there is no TLS.
 func (l *Location) tlsConfig() (*tls.Config, error) {
 	if !l.tls {
@@ -240,6 +276,9 @@ func (l *Location) tlsConfig() (*tls.Config, error) {
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12}
 	if l.CA == "" {
+		if all, err := x509.SystemCertPool(); err == nil { // now: a sandbox may hide them later
+			c.RootCAs = all
+		}
 		return c, nil
 	}
 	pem, err := os.ReadFile(l.CA)

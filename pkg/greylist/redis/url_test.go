@@ -1,6 +1,7 @@
 package redis
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -111,5 +112,25 @@ func TestSecretFile(t *testing.T) {
 	write("  top secret \nmore\n")
 	if got, err := l.password.read(); got != "top secret" || err != nil || l.Check() != nil {
 		t.Errorf("%q, %v", got, err)
+	}
+}
+
+// What a sandbox must leave.
+func TestLocationNeeds(t *testing.T) {
+	for _, tt := range []struct{ url, want string }{
+		{"redis://192.0.2.1", "[]  [6379] false"},
+		{"rediss://:@/etc/redis.pw@a.example:1,[2001:db8::1]:2", "[/etc/redis.pw]  [1 2] false"},
+		{"redis+unix:///run/redis/redis.sock?password=@/etc/pw", "[/etc/pw] /run/redis/redis.sock [] false"},
+		{"redis+sentinel://a.example?master=m&sentinelPassword=@/etc/pw", "[/etc/pw]  [26379] true"},
+		{"redis+cluster://a.example:7000,b.example", "[]  [7000 6379] true"},
+	} {
+		l, err := ParseURL(tt.url)
+		if err != nil {
+			t.Errorf("%s: %v", tt.url, err)
+			continue
+		}
+		if got := fmt.Sprintf("%v %s %v %v", l.Files(), l.Socket(), l.Ports(), l.Moves()); got != tt.want {
+			t.Errorf("%s: %q, want %q", tt.url, got, tt.want)
+		}
 	}
 }

@@ -5,26 +5,31 @@ FILTERS =	filter-dnsbl filter-dyndns filter-greet filter-greylist filter-senders
 PROGRAMS =	${FILTERS} filterctl
 
 # smtpd looks for filters in LIBEXECDIR: /usr/libexec/opensmtpd in Debian,
-# /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD.
+# /usr/local/libexec/smtpd in OpenBSD, /usr/local/libexec/opensmtpd in FreeBSD,
+# and in places of their own in Alpine and Arch.
 PREFIX !=	case `uname -s` in Linux) echo /usr;; *) echo /usr/local;; esac
-LIBEXECDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/libexec/smtpd;; *) echo ${PREFIX}/libexec/opensmtpd;; esac
+LIBEXECDIR !=	if [ -e /etc/alpine-release ]; then echo ${PREFIX}/lib/opensmtpd; \
+		elif [ -e /etc/arch-release ]; then echo ${PREFIX}/lib/smtpd/opensmtpd; \
+		elif [ `uname -s` = OpenBSD ]; then echo ${PREFIX}/libexec/smtpd; \
+		else echo ${PREFIX}/libexec/opensmtpd; fi
 SBINDIR =	${PREFIX}/sbin
 MANDIR !=	case `uname -s` in OpenBSD) echo ${PREFIX}/man;; *) echo ${PREFIX}/share/man;; esac
 DESTDIR =
+BIN =		bin
 
 # Where filters keep what a restart must not forget, and as whom smtpd runs them.
 STATEDIR !=	case `uname -s` in Linux) echo /var/lib;; *) echo /var/db;; esac
-FILTERUSER !=	case `uname -s` in Linux) echo opensmtpd;; *) echo _smtpd;; esac
+FILTERUSER !=	for u in _smtpd opensmtpd smtpd; do if id -u $$u >/dev/null 2>&1; then break; fi; done; echo $$u
 
 GO =		go
-GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -ldflags "-s -w -X opensmtpd-filters/pkg/cli.version=${VERSION}"
+GOBUILD =	CGO_ENABLED=0 ${GO} build -trimpath -buildvcs=false -ldflags "-s -w -X opensmtpd-filters/pkg/cli.version=${VERSION}"
 STATICCHECK =	${GO} run honnef.co/go/tools/cmd/staticcheck@v0.8.2
 FUZZTIME =	1m
 RECORDS =	5000000
 SOAK =		3m
 
 all:
-	@for f in ${PROGRAMS}; do ${GOBUILD} -o bin/ ./$$f || exit 1; done
+	@for f in ${PROGRAMS}; do echo "$$f"; ${GOBUILD} -o ${BIN}/ ./$$f || exit 1; done
 
 # Real mail through a real smtpd. As root on Debian; installs smtpd if need be.
 demo: all
@@ -82,10 +87,19 @@ cross:
 		GOOS=$$os GOARCH=$$arch CGO_ENABLED=0 ${GO} vet `${GO} list -deps ./filter* | grep ^opensmtpd-filters` || exit 1; \
 	done; done
 
-install: all
+# Only copies what make has built, which an ordinary user can do. Files that
+# belong to a package of the system stay what they are, unless FORCE=yes.
+FILES =		${FILTERS:%=${LIBEXECDIR}/%} ${SBINDIR}/filterctl ${PROGRAMS:%=${MANDIR}/man8/%.8} \
+		${MANDIR}/man7/opensmtpd-filters.7 ${MANDIR}/man7/opensmtpd-filters-metrics.7
+FORCE =
+
+install:
+	@for f in ${PROGRAMS}; do [ -f ${BIN}/$$f ] || { echo "${BIN}/$$f is missing: run make first" >&2; exit 1; }; done
+	@[ -n "${DESTDIR}${FORCE}" ] || packaging/unowned ${FILES} || \
+		{ echo "nothing was installed: remove the package, or make install FORCE=yes" >&2; exit 1; }
 	install -d ${DESTDIR}${LIBEXECDIR} ${DESTDIR}${SBINDIR} ${DESTDIR}${MANDIR}/man7 ${DESTDIR}${MANDIR}/man8
-	for f in ${FILTERS}; do install -m 755 bin/$$f ${DESTDIR}${LIBEXECDIR}/$$f || exit 1; done
-	install -m 755 bin/filterctl ${DESTDIR}${SBINDIR}/filterctl
+	for f in ${FILTERS}; do install -m 755 ${BIN}/$$f ${DESTDIR}${LIBEXECDIR}/$$f || exit 1; done
+	install -m 755 ${BIN}/filterctl ${DESTDIR}${SBINDIR}/filterctl
 	for f in ${PROGRAMS}; do install -m 644 $$f/$$f.8 ${DESTDIR}${MANDIR}/man8/$$f.8 || exit 1; done
 	for f in opensmtpd-filters opensmtpd-filters-metrics; do install -m 644 man/$$f.7 ${DESTDIR}${MANDIR}/man7/$$f.7 || exit 1; done
 	-for f in filter-greylist filter-senderscore; do \
@@ -93,10 +107,9 @@ install: all
 	done
 
 uninstall:
-	for f in ${FILTERS}; do rm -f ${DESTDIR}${LIBEXECDIR}/$$f; done
-	rm -f ${DESTDIR}${SBINDIR}/filterctl
-	for f in ${PROGRAMS}; do rm -f ${DESTDIR}${MANDIR}/man8/$$f.8; done
-	rm -f ${DESTDIR}${MANDIR}/man7/opensmtpd-filters.7 ${DESTDIR}${MANDIR}/man7/opensmtpd-filters-metrics.7
+	@for f in ${FILES}; do \
+		if [ -n "${DESTDIR}${FORCE}" ] || packaging/unowned $$f; then rm -f ${DESTDIR}$$f; fi; \
+	done
 
 clean:
 	rm -rf bin

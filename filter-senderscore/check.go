@@ -12,8 +12,10 @@ import (
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/exempt"
 	"opensmtpd-filters/pkg/filter"
+	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/proto"
+	"opensmtpd-filters/pkg/sandbox"
 	"opensmtpd-filters/pkg/senderscore"
 )
 
@@ -48,6 +50,18 @@ type finding struct {
 var phases = []filter.Phase{
 	filter.Connect, filter.Helo, filter.Ehlo, filter.StartTLS, filter.Auth,
 	filter.MailFrom, filter.RcptTo, filter.Data, filter.Commit, filter.Quit,
+}
+
+// ownState prepares the state file to be written as its owner, and nothing else.
+func (c *check) ownState() {
+	var err error
+	if c.restore, err = guard.BecomeOwner(c.stateFile); err != nil {
+		c.Log.Warn("running as root: queries are not counted in the state file", "err", err)
+		c.stateFile = ""
+	}
+	if c.stateFile != "" {
+		c.Need(sandbox.Needs{Write: []string{c.stateFile}})
+	}
 }
 
 // Filter returns the filter with its handlers.

@@ -11,12 +11,10 @@ import (
 
 	"opensmtpd-filters/pkg/cli"
 	"opensmtpd-filters/pkg/filter"
-	"opensmtpd-filters/pkg/guard"
 	"opensmtpd-filters/pkg/ipset"
 	"opensmtpd-filters/pkg/program"
 	"opensmtpd-filters/pkg/reload"
 	"opensmtpd-filters/pkg/resolve"
-	"opensmtpd-filters/pkg/sandbox"
 	"opensmtpd-filters/pkg/senderscore"
 )
 
@@ -84,13 +82,7 @@ func newCheck(p *program.Program) func() (program.Check, error) {
 			return c, nil
 		}
 		c.warn()
-		if c.restore, err = guard.BecomeOwner(c.stateFile); err != nil {
-			c.Log.Warn("running as root: queries are not counted in the state file", "err", err)
-			c.stateFile = ""
-		}
-		if c.stateFile != "" {
-			c.Need(sandbox.Needs{Write: []string{c.stateFile}})
-		}
+		c.ownState()
 		c.OpenResolver(resolve.Options{CacheSize: 1024}) // what is to be remembered is so by address
 		c.scores = senderscore.New(senderscore.Options{
 			Resolver: c.Resolver, Zone: zone.Value, MaxTTL: maxTTL.Value, Quota: quota,

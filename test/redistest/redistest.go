@@ -116,7 +116,7 @@ func (s *Server) Start() {
 	}
 	command = append(command, s.Args...)
 	s.cmd = exec.Command(command[0], slices.Concat(command[1:], options)...)
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	s.cmd.SysProcAttr = endsWithUs()
 	s.log = new(bytes.Buffer)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
 	if err := s.cmd.Start(); err != nil {

@@ -8,6 +8,7 @@ package main
 
 import (
 	"context"
+	"encoding/hex"
 	"flag"
 	"fmt"
 	"iter"
@@ -185,8 +186,9 @@ func (c *counter) Close() error                                                 
 
 // slot is that of a cluster: CRC16 (XMODEM) of what is in the braces of a name.
 func slot(k greylist.Key) int {
+	shard := k.Shard()
 	var crc uint16
-	for _, b := range []byte(redis.ShardText(k)) {
+	for _, b := range []byte(hex.EncodeToString(shard[:])) {
 		crc ^= uint16(b) << 8
 		for range 8 {
 			if crc&0x8000 != 0 {

@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"sync"
@@ -269,7 +270,7 @@ func (s *Store) probe(shards [][2]byte) {
 	defer cancel()
 	_, err := s.client.Pipelined(ctx, func(p redis.Pipeliner) error {
 		for _, shard := range shards {
-			p.Set(ctx, s.names.probe(shard), "", time.Minute)
+			p.Set(ctx, fmt.Sprintf("%s:{%x}probe", s.names.prefix, shard), "", time.Minute)
 		}
 		return nil
 	})

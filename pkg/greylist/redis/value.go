@@ -3,6 +3,7 @@ package redis
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"encoding/hex"
 	"strings"
 
 	"opensmtpd-filters/pkg/greylist"
@@ -18,26 +19,11 @@ func (n names) of(k greylist.Key) string {
 	rest[13] = k[15]
 	b := make([]byte, 0, len(n.prefix)+26)
 	b = append(b, n.prefix...)
-	b = append(b, ':')
-	b = appendShard(b, k.Shard())
+	b = append(b, ':', '{')
+	shard := k.Shard()
+	b = hex.AppendEncode(b, shard[:])
+	b = append(b, '}')
 	return string(base64.RawURLEncoding.AppendEncode(b, rest[:]))
-}
-
-// probe returns a name in a shard that is not that of a record.
-func (n names) probe(shard [2]byte) string {
-	return string(appendShard([]byte(n.prefix+":"), shard)) + "probe"
-}
-
-// ShardText is what is between the braces of the name of a record, by which a
-// cluster chooses the server.
-func ShardText(k greylist.Key) string { return string(appendShard(nil, k.Shard())[1:5]) }
-
-// appendShard appends a shard in four letters from @ to O. With these, other than
-// with hexadecimal digits, each slot of a cluster has four shards (CRC16 of them,
-// modulo 16384).
-func appendShard(b []byte, shard [2]byte) []byte {
-	const letter = '@'
-	return append(b, '{', letter|shard[0]>>4, letter|shard[0]&15, letter|shard[1]>>4, letter|shard[1]&15, '}')
 }
 
 // key reads what of returns. Ok is false for any other name.
@@ -46,12 +32,13 @@ func (n names) key(name string) (k greylist.Key, ok bool) {
 	if !ok || len(text) != 24 || text[4] != '}' {
 		return k, false
 	}
-	rest, err := base64.RawURLEncoding.DecodeString(text[5:])
-	if err != nil {
+	shard, err1 := hex.DecodeString(text[:4])
+	rest, err2 := base64.RawURLEncoding.DecodeString(text[5:])
+	if err1 != nil || err2 != nil {
 		return k, false
 	}
 	copy(k[:13], rest)
-	k[13], k[14] = text[0]<<4|text[1]&15, text[2]<<4|text[3]&15
+	copy(k[13:], shard)
 	k[15] = rest[13]
 	return k, n.of(k) == name
 }

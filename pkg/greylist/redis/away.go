@@ -3,7 +3,6 @@ package redis
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -215,49 +214,9 @@ func (s *Store) run() {
 	}
 }
 
-// checkBorn sees whether the server is the one it was. If it has begun anew, what
-// is at hand, and nobody has removed, is handed in again. What was lost of the
-// parts of a cluster is not noticed.
-func (s *Store) checkBorn(ctx context.Context) error {
-	s.bornMu.Lock()
-	defer s.bornMu.Unlock()
-	name := s.names.prefix + ":born"
-	var born *redis.StringCmd
-	_, err := s.client.TxPipelined(ctx, func(p redis.Pipeliner) error {
-		p.SetNX(ctx, name, rand.Text()[:12], 0)
-		born = p.Get(ctx, name)
-		return nil
-	})
-	s.trips.Inc()
-	if err != nil {
-		return err
-	}
-	was := s.born
-	if s.born = born.Val(); was == "" || was == s.born {
-		return nil
-	}
-	keys := s.hand.Keys()
-	s.log.Warn("the greylist server has forgotten everything, it gets what this host has at hand", "store", s.opts.Location.String(), "records", len(keys))
-	for part := range slices.Chunk(keys, handInStep) {
-		s.pending.update(part, func(recs []greylist.Record) {
-			for i, k := range part {
-				held, _ := s.hand.Peek(k)
-				recs[i] = s.opts.Policy.Merge(k, s.pending.latest(), recs[i], decode(held))
-			}
-		})
-	}
-	s.hand.Purge()
-	return nil
-}
-
 // meet greets the server for the first time.
 func (s *Store) meet() bool {
 	err := s.greet()
-	if err == nil {
-		ctx, cancel := context.WithTimeout(context.Background(), probeTime)
-		defer cancel()
-		err = s.checkBorn(ctx)
-	}
 	if err != nil && s.health.fail(err) {
 		s.sayAway(err)
 	}
@@ -285,9 +244,6 @@ func (s *Store) probe(shards [][2]byte) {
 		if isRefusal(err) {
 			s.trouble.Warn("the greylist server refuses this filter", "store", s.opts.Location.String(), "err", err)
 		}
-		return
-	}
-	if err := s.checkBorn(ctx); err != nil {
 		return
 	}
 	if after, steps := s.health.back(); after > 0 {

@@ -144,7 +144,7 @@ func TestAway(t *testing.T) {
 				url = "redis://" + proxy.Addr
 			}
 			h := newHost(t, url, Options{})
-			eventually(t, "the server is met", func() bool { return server.Do("EXISTS", "gl:born") == "1" })
+			eventually(t, "the server is met", func() bool { return server.Do("EXISTS", "gl:secret") == "1" })
 			h.want(greylist.Unseen, 1, 1, 0)
 			h.want(greylist.Retry, 1, 1, time.Minute)
 			h.want(greylist.Unseen, 2, 1, 0)
@@ -237,38 +237,6 @@ func TestOtherSecret(t *testing.T) {
 	same.want(greylist.Retry, 1, 1, time.Minute)
 	if strings.Contains(same.log.String(), "another secret") {
 		t.Error(same.log)
-	}
-}
-
-// A server that has begun anew, without anybody noticing that it was away, gets
-// what this host has at hand; what was deleted is not at hand.
-func TestBegunAnew(t *testing.T) {
-	server := redistest.Start(t, redistest.Redis)
-	h := newHost(t, "redis://"+server.Addr(), Options{Wait: time.Minute})
-	eventually(t, "the server is met", func() bool { return server.Do("EXISTS", "gl:born") == "1" })
-	for client := range 3 {
-		h.want(greylist.Unseen, client, 1, 0)
-		h.want(greylist.Retry, client, 1, time.Minute)
-	}
-	h.want(greylist.Unseen, 9, 1, time.Minute)
-	if n, err := h.Delete(t.Context(), "10.0.2.1"); n == 0 || err != nil {
-		t.Fatal(n, err)
-	}
-	other := newHost(t, "redis://"+server.Addr(), Options{Operator: true})
-	other.want(greylist.Known, 1, 5, time.Minute)
-	if n, err := other.Delete(t.Context(), "10.0.1.1"); n == 0 || err != nil {
-		t.Fatal(n, err)
-	}
-	h.want(greylist.Unseen, 1, 6, time.Minute)
-	server.Do("FLUSHALL")
-	h.want(greylist.Known, 0, 2, 2*time.Minute)
-	h.want(greylist.Retry, 9, 1, 2*time.Minute)
-	h.want(greylist.Unseen, 2, 3, 2*time.Minute)
-	h.want(greylist.Unseen, 1, 7, 2*time.Minute)
-	eventually(t, "all is handed in", func() bool { return h.store.pending.count() == 0 })
-	other.want(greylist.Known, 0, 3, 2*time.Minute)
-	if n := strings.Count(h.log.String(), "forgotten everything"); n != 1 {
-		t.Errorf("said %d times:\n%s", n, h.log)
 	}
 }
 

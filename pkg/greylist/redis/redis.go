@@ -43,8 +43,8 @@ type Options struct {
 	Location *Location
 	Policy   greylist.Policy
 
-	// Wait is what a step has for the server, all round trips together; 100 ms,
-	// so that with what is done then no answer takes more than 200.
+	// Wait is what a step has for the server, all round trips together; 150 ms,
+	// so that with what is done then an answer takes no more than 200.
 	Wait time.Duration
 
 	MaxGrey int // a tenth of it bounds what waits to be handed in; 0: greylist.DefaultMaxGrey
@@ -99,9 +99,6 @@ type Store struct {
 	pending pending
 	health  health
 
-	bornMu sync.Mutex
-	born   string // what the server was called when it was met; "" before
-
 	trips, aloneSteps *metrics.Counter
 	seconds           *metrics.Histogram
 	trouble           guard.Complaints
@@ -117,7 +114,7 @@ type Store struct {
 // with them is logged. The error is that of a file that the location names.
 func Open(o Options) (*Store, error) {
 	if o.Wait <= 0 {
-		o.Wait = 100 * time.Millisecond
+		o.Wait = 150 * time.Millisecond
 		if o.Operator {
 			o.Wait = operatorWait
 		}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"time"
 
 	"opensmtpd-filters/pkg/greylist"
@@ -63,7 +62,6 @@ func (s *Store) keep(k greylist.Key, held string) {
 type shard struct {
 	rows []*row
 	done bool // the server holds what f has made, of what it held before
-	lost bool // it does not hold what it was thought to
 	err  error
 }
 
@@ -89,15 +87,6 @@ func (s *Store) step(ctx context.Context, keys []greylist.Key, f func([]greylist
 		if wrong == nil {
 			s.pending.done(keys, waiting)
 			return nil
-		}
-		if slices.ContainsFunc(wrong, func(sh *shard) bool { return sh.lost }) && s.checkBorn(ctx) == nil {
-			for i, r := range s.pending.get(keys) {
-				waiting[i], rows[i].waiting = r, r
-				s.see(rows[i], rows[i].held)
-				if rows[i].held == "" {
-					s.hand.Remove(rows[i].key)
-				}
-			}
 		}
 		// Whoever wants the same record in this process waits for its turn, and
 		// then guesses right. Against other processes a pause of random length
@@ -231,7 +220,6 @@ func (s *Store) send(ctx context.Context, shards []*shard, loose bool, script fu
 	}
 	var failed error
 	for i, sh := range shards {
-		sh.lost = false
 		if err := s.result(sh, cmds[i]); err != nil && failed == nil {
 			failed = err
 		}
@@ -284,11 +272,7 @@ func (s *Store) result(sh *shard, cmd *redis.Cmd) error {
 		}
 		for i, r := range sh.rows {
 			held, _ := have[i].(string)
-			if held == "" && r.held != "" {
-				sh.lost = true // which may have to be handed in again: it stays at hand
-			} else {
-				s.keep(r.key, held)
-			}
+			s.keep(r.key, held)
 			s.see(r, held)
 		}
 		return nil

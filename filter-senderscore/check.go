@@ -215,7 +215,7 @@ func (c *check) exempt(s *filter.Session[state], r filter.Request, then func(exe
 
 // conclude does what the score calls for.
 func (c *check) conclude(s *filter.Session[state], r filter.Request) filter.Response {
-	v := c.verdict(s.Local.found, r.Phase)
+	v := c.gate.Soften(s, c.verdict(s.Local.found, r.Phase))
 	l := &s.Local
 	what := refused
 	switch {

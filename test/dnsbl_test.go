@@ -85,19 +85,7 @@ func serveZones(t *testing.T, at string, zones []listZone) {
 		}
 		args = append(args, z.zone+":"+z.kind+":"+file)
 	}
-	cmd := exec.Command(rbldnsd, args...)
-	var out strings.Builder
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("rbldnsd:\n%s", &out)
-		}
-	})
+	background(t, rbldnsd, args...)
 	ask := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "udp", at)
 	}}

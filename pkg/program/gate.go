@@ -172,8 +172,7 @@ func (g *Gate[S]) judge(s *filter.Session[S], r filter.Request, rcpt string) fil
 		v.Rcpt = rcpt
 		g.Visit(s).judged = true
 		g.once(s, &v)
-		g.soften(s, &v)
-		return Respond(g.Program, s, r, v)
+		return Respond(g.Program, s, r, g.Soften(s, v))
 	})
 }
 
@@ -186,13 +185,15 @@ func (g *Gate[S]) once(s *filter.Session[S], v *Verdict) {
 	visit.delayed = visit.delayed || v.Action.Delay > 0
 }
 
-// soften makes a refusal for now of one for good, if the sender would be exempt and
-// only the DNS could not tell: it comes again when it can.
-func (g *Gate[S]) soften(s *filter.Session[S], v *Verdict) {
+// Soften returns a refusal for now in the place of one for good, if the sender would
+// be exempt and only the DNS could not tell: it comes again when that can. It is
+// for programs that answer by themselves; the Gate does so by itself.
+func (g *Gate[S]) Soften(s *filter.Session[S], v Verdict) Verdict {
 	if g.Visit(s).unclear && v.Action.Refuses() {
 		v.Action.Name, v.Reply = cli.Defer, v.Reply.Temporary()
 		v.Keys = append(v.Keys, "note", "SPF of a listed sender is not known")
 	}
+	return v
 }
 
 // Sender goes on when it is known whether the sender is exempt. SPF is asked only
@@ -285,8 +286,7 @@ func (g *Gate[S]) Rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 			if len(r.Arg) > maxTold && !g.DryRun {
 				g.Visit(s).untold-- // smtpd does not take it
 			}
-			g.soften(s, &v)
-			return g.Refuse(s, r, v)
+			return g.Refuse(s, r, g.Soften(s, v))
 		})
 	})
 }

@@ -56,9 +56,10 @@ type Visit struct {
 	sender  exempt.Verdict
 	unclear bool // whether it is exempt: SPF could not be had
 	spf     *filter.Future[spf.Result]
-	untold  int   // recipients that are not exempt, that smtpd may take and not tell of
-	refused int   // recipients
-	line    []any // of the log, for the first of them
+	untold  int    // recipients that are not exempt, that smtpd may take and not tell of
+	counted string // the newest of them
+	refused int    // recipients
+	line    []any  // of the log, for the first of them
 }
 
 // Refused reports whether a recipient of the transaction was refused, or would have
@@ -242,7 +243,9 @@ const maxTold = 255
 func (g *Gate[S]) recipient(s *filter.Session[S], addr string) exempt.Verdict {
 	v := g.exemptRcpt(addr)
 	if !v.Exempt && len(addr) > maxTold {
-		g.Visit(s).untold++
+		visit := g.Visit(s)
+		visit.untold++
+		visit.counted = addr
 	}
 	return v
 }
@@ -283,9 +286,6 @@ func (g *Gate[S]) Rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 			if !v.Action.Refuses() {
 				return filter.Proceed() // the message has its delay, too, at data
 			}
-			if len(r.Arg) > maxTold && !g.DryRun {
-				g.Visit(s).untold-- // smtpd does not take it
-			}
 			return g.Refuse(s, r, g.Soften(s, v))
 		})
 	})
@@ -296,6 +296,10 @@ func (g *Gate[S]) Rcpt(s *filter.Session[S], r filter.Request) filter.Response {
 func (g *Gate[S]) Refuse(s *filter.Session[S], r filter.Request, v Verdict) filter.Response {
 	v.Rcpt = r.Arg
 	visit := g.Visit(s)
+	if visit.counted != "" && visit.counted == r.Arg && !g.DryRun {
+		visit.untold-- // smtpd does not take it
+		visit.counted = ""
+	}
 	if visit.refused++; visit.refused == 1 {
 		visit.line = g.line(v, who(s, v))
 		return Respond(g.Program, s, r, v)
